@@ -1,0 +1,44 @@
+"""effdense: detection and semantic segmentation on EfficientNet backbones.
+
+Public names are resolved on first use, so that ``import effdense`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from effdense.backbones.registry import create_backbone as create_backbone
+    from effdense.backbones.registry import list_backbones as list_backbones
+    from effdense.backbones.specs import compound_scaling as compound_scaling
+    from effdense.loading import load as load
+    from effdense.types import Batch as Batch
+    from effdense.types import Detections as Detections
+    from effdense.types import Sample as Sample
+
+_WHERE = {
+    "Batch": "effdense.types",
+    "Detections": "effdense.types",
+    "Sample": "effdense.types",
+    "compound_scaling": "effdense.backbones.specs",
+    "create_backbone": "effdense.backbones.registry",
+    "list_backbones": "effdense.backbones.registry",
+    "load": "effdense.loading",
+}
+
+__all__ = ["Batch", "Detections", "Sample", "__version__", "compound_scaling", "create_backbone", "list_backbones", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(_WHERE[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'effdense' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

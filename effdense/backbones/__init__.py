@@ -1,0 +1,1 @@
+"""EfficientNet backbones: the table of published sizes, the registry, weights."""

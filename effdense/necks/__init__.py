@@ -1,0 +1,1 @@
+"""Necks: what turns backbone features into a feature pyramid."""

@@ -1,0 +1,1 @@
+"""Tensor operations that more than one task needs."""

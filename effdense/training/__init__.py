@@ -1,0 +1,1 @@
+"""Training mechanics: functions that a loop calls."""

@@ -1,0 +1,1 @@
+"""Command lines: parse, call, nothing else. Installed as ``effdense.tools``."""
