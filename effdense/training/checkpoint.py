@@ -1,0 +1,135 @@
+"""Files of a run: whole models as safetensors with a JSON header, and the state that resuming needs.
+
+Every file is written beside its place and renamed, so that a crash or a full disk leaves the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from effdense.errors import UserError
+
+FORMAT = 1
+_HEADER_KEY = "effdense"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place on success and is removed on failure.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise UserError(f"could not write {path}: {error}; free some space or choose another --out") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_space(folder: Path, bytes_needed: int) -> None:
+    """Refuse to begin a run whose files would not fit.
+
+    Raises:
+        UserError: the disk under ``folder`` has less than ``bytes_needed`` free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < bytes_needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free and this run's files need {bytes_needed / 1e6:.0f} MB; "
+            "free some space or choose another --out"
+        )
+
+
+def save_model(path: Path, model: torch.nn.Module, header: dict[str, Any]) -> None:
+    """Write a whole model: weights and a JSON header that `effdense.load` rebuilds it from.
+
+    Args:
+        path: ends in .safetensors.
+        model: whose state_dict is written, each tensor once.
+        header: task, architecture, class names, preprocessing, scores.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_HEADER_KEY: text})
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the JSON header of a model file without reading its weights.
+
+    Raises:
+        UserError: there is no such file, or it is not a model that effdense saved.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no model file {path}")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole effdense model ({error}); expected a .safetensors file that a training run wrote"
+        ) from error
+    if _HEADER_KEY not in metadata:
+        raise UserError(f"{path} holds weights but no effdense header; load it through --weights when training instead")
+    header: dict[str, Any] = json.loads(metadata[_HEADER_KEY])
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path} has format {header.get('format')!r}, this version of effdense reads format {FORMAT}")
+    return header
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a safetensors file, on the CPU."""
+    with safe_open(path, framework="pt") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write what resuming needs: tensors, numbers, texts and containers of them."""
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a state file; nothing in it is ever unpickled beyond tensors and plain values.
+
+    Raises:
+        UserError: it is missing, damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise UserError(f"there is nothing to resume: {path} does not exist")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a run's state: {error}") from error
+    return state
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def state_bytes(model: torch.nn.Module, copies: int) -> int:
+    """Estimate the bytes of ``copies`` copies of a model's state."""
+    return copies * sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

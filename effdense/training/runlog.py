@@ -1,0 +1,171 @@
+"""What a run says while it runs: metrics.jsonl, TensorBoard, a progress bar, and the watch over the loss."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effdense.errors import UserError
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite."""
+
+
+class LossMeter:
+    """Sums each loss term over an epoch and stops the run when one is not finite.
+
+    Reading a loss waits for the GPU, so the terms are kept on the device and read every ``every`` steps.
+
+    Args:
+        every: steps between two reads; 1 on a CPU, where reading is free.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+        self._waiting: list[tuple[int, tuple[int, ...], dict[str, torch.Tensor]]] = []
+
+    def add(self, step: int, image_ids: tuple[int, ...], losses: dict[str, torch.Tensor]) -> None:
+        """Note the terms of one step."""
+        self._waiting.append((step, image_ids, {name: value.detach() for name, value in losses.items()}))
+        if len(self._waiting) >= self.every:
+            self.read()
+
+    def read(self) -> None:
+        """Read the terms still on the device.
+
+        Raises:
+            NonFiniteLossError: naming step, image ids and every term.
+        """
+        if not self._waiting:
+            return
+        names = list(self._waiting[0][2])
+        table = torch.stack([torch.stack([losses[name].float() for name in names]) for _, _, losses in self._waiting])
+        for (step, image_ids, _), row in zip(self._waiting, table.tolist(), strict=True):
+            if not all(math.isfinite(value) for value in row):
+                terms = ", ".join(f"{name} {value:g}" for name, value in zip(names, row, strict=True))
+                raise NonFiniteLossError(
+                    f"the loss is not finite at step {step} ({terms}; image ids {list(image_ids)}): "
+                    "lower --lr, raise --warmup-epochs, or look at those images; the files of the run are as the last "
+                    "finished epoch left them"
+                )
+            for name, value in zip(names, row, strict=True):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.steps += 1
+        self._waiting.clear()
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term so far."""
+        self.read()
+        return {name: value / max(1, self.steps) for name, value in self.sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs."""
+        self.read()
+        return {"sums": dict(self.sums), "steps": self.steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.sums, self.steps = dict(state["sums"]), state["steps"]
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, appended as the run goes.
+
+    Args:
+        path: the file; made when missing.
+        lines: on resuming, the number of lines that the saved state knows; later ones are cut.
+    """
+
+    def __init__(self, path: Path, lines: int = 0) -> None:
+        kept = path.read_text().splitlines(keepends=True)[:lines] if path.is_file() else []
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+        self.path = path
+        self.lines = len(kept)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Append one record; NaN becomes null."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        with open(self.path, "a") as handle:
+            handle.write(json.dumps(clean, allow_nan=False) + "\n")
+        self.lines += 1
+
+
+class Board:
+    """TensorBoard events where tensorboard is installed, else nothing."""
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self._writer: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Write named numbers at a step."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush what was written."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class EpochBar:
+    """A progress bar of one epoch on a terminal; silent where the output is a file.
+
+    Args:
+        title: shown on the left.
+        steps: of the epoch.
+        done: steps done before, after a resume within the epoch.
+    """
+
+    def __init__(self, title: str, steps: int, done: int = 0) -> None:
+        self._progress: Any = None
+        self.images, self._started = 0, time.perf_counter()
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task(title, total=steps, completed=done, note="")
+        self._progress.start()
+
+    def advance(self, images: int, losses: dict[str, float]) -> None:
+        """Count one step of ``images`` images and show the mean losses."""
+        self.images += images
+        if self._progress is not None:
+            terms = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            self._progress.update(self._task, advance=1, note=f"{terms}  {self.images_per_second():.1f} img/s")
+
+    def images_per_second(self) -> float:
+        """Images a second since the bar was made."""
+        return self.images / max(1e-9, time.perf_counter() - self._started)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
