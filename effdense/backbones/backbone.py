@@ -1,0 +1,162 @@
+"""The one backbone class: an EfficientNet trunk that yields features at several strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effdense.backbones.statistics import Triple, triple
+from effdense.errors import UserError
+
+FREEZE_LIMIT = 7
+"""The most that ``freeze_stages`` takes: the stem and six stages; the last of seven stages always learns."""
+
+
+class Backbone(nn.Module):
+    """An EfficientNet without its classifier; parameters keep timm's names.
+
+    Attributes:
+        name: alias or timm name.
+        channels: C of each feature map returned.
+        strides: true stride of each feature map returned; feature sizes are ceil(size / stride).
+        mean: of the input in 0..1, per channel.
+        std: of the input in 0..1, per channel.
+        weights_source: "none", or a sentence that says where the weights came from.
+    """
+
+    mean: Triple
+    std: Triple
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        out_strides: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        """Take the stem and the blocks of a timm EfficientNet, as deep as the strides ask.
+
+        Args:
+            network: timm's ``EfficientNet``; its modules are shared, not copied.
+            name: what to call the backbone.
+            out_strides: strides wanted, any order; features are returned from fine to coarse. Each is the stride that
+                its level has without dilation.
+            mean: of the input in 0..1, per channel.
+            std: of the input in 0..1, per channel.
+
+        Raises:
+            UserError: a stride that the network does not have, or a mean or std that is no three numbers.
+        """
+        super().__init__()
+        levels = _levels(network)
+        wanted = sorted(set(out_strides))
+        if not wanted or not set(wanted) <= levels.keys():
+            raise UserError(
+                f"out_strides is {tuple(out_strides)}; backbone {name!r} yields strides {', '.join(map(str, levels))}"
+            )
+        self.name = name
+        self._taps = tuple(levels[stride]["stage"] for stride in wanted)
+        self.channels: tuple[int, ...] = tuple(levels[stride]["num_chs"] for stride in wanted)
+        self.strides: tuple[int, ...] = tuple(levels[stride]["reduction"] for stride in wanted)
+        self.weights_source = "none"
+        self._frozen = 0
+
+        self.conv_stem: nn.Module = network.get_submodule("conv_stem")
+        self.bn1: nn.Module = network.get_submodule("bn1")
+        self.blocks = nn.Sequential(*list(network.get_submodule("blocks").children())[: self._taps[-1]])
+        self.set_statistics(mean, std)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the features of RGB images.
+
+        Args:
+            images: (B, 3, H, W), uint8 or floats in 0..255, any H and W.
+
+        Returns:
+            One (B, C, h, w) per stride, fine to coarse.
+        """
+        return self.features(self.normalise(images))
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the mean and std, in 0..1 and one per channel, by which images are normalised.
+
+        Raises:
+            UserError: either is no three numbers, or a std is not above 0.
+        """
+        self.mean, self.std = triple(mean, "mean"), triple(std, "std")
+        if min(self.std) <= 0:
+            raise UserError(f"std is {self.std}; each of its three numbers must be above 0")
+        device = next(self.parameters()).device
+        for name, values in (("pixel_mean", self.mean), ("pixel_std", self.std)):
+            pixels = torch.tensor([value * 255 for value in values], device=device)  # images come in 0..255
+            self.register_buffer(name, pixels.view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return (B, 3, H, W) images in 0..255 as (images / 255 - mean) / std."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}; a backbone takes (B, 3, H, W)")
+        return (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return one (B, C, h, w) per stride for already normalised (B, 3, H, W) floats."""
+        outputs = []
+        with self._gradients(0):
+            x = self.bn1(self.conv_stem(x))
+        if 0 in self._taps:
+            outputs.append(x)
+        for number, stage in enumerate(self.blocks, start=1):
+            with self._gradients(number):
+                x = stage(x)
+            if number in self._taps:
+                outputs.append(x)
+        return outputs
+
+    def freeze_stages(self, n: int) -> None:
+        """Freeze the first ``n`` of stem and stages: weights, BatchNorm statistics and their backward pass.
+
+        Replaces what was frozen before, so 0 thaws all. A network with fewer stages is frozen whole.
+
+        Args:
+            n: 0 none, 1 the stem, 2 the stem and the first stage, and so on to 7.
+
+        Raises:
+            UserError: ``n`` is out of range.
+        """
+        if not 0 <= n <= FREEZE_LIMIT:
+            raise UserError(
+                f"freeze_stages is {n}; it counts the stem and the stages after it, from 0 to {FREEZE_LIMIT}"
+            )
+        for part in self._parts()[: self._frozen]:
+            part.requires_grad_(True).train(self.training)
+        self._frozen = n
+        for part in self._parts()[:n]:
+            part.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for part in self._parts()[: self._frozen]:
+            part.eval()
+        return self
+
+    def _gradients(self, part: int) -> AbstractContextManager[Any]:
+        """Return the context in which a part runs: a frozen one builds no backward graph."""
+        return torch.no_grad() if part < self._frozen else nullcontext()
+
+    def _parts(self) -> list[nn.Module]:
+        """What ``freeze_stages`` counts: the stem, then each stage."""
+        return [nn.ModuleList([self.conv_stem, self.bn1]), *self.blocks]
+
+
+def _levels(network: nn.Module) -> dict[int, dict[str, Any]]:
+    """Return timm's feature levels by the stride that each has without dilation."""
+    info: list[dict[str, Any]] = list(network.feature_info)  # type: ignore[arg-type]
+    return {2 ** (index + 1): level for index, level in enumerate(info)}

@@ -1,0 +1,197 @@
+"""Where ImageNet weights come from: our cache, an installed weight package, timm's hub."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from effdense.backbones.specs import BackboneSpec
+from effdense.backbones.statistics import Triple, triple
+from effdense.backbones.weights import read_state
+from effdense.errors import UserError
+
+_LOG = logging.getLogger("effdense")
+
+PROBE_SECONDS = 4.0
+"""How long the hub may take to answer at all before it counts as unreachable."""
+
+LITE_MEAN = (127 / 255,) * 3
+LITE_STD = (128 / 255,) * 3
+"""Input of the lite weights in lukemelas naming: (x - 127) / 128 on 0..255."""
+
+
+class WeightsUnavailableError(Exception):
+    """ImageNet weights are to be had from none of the sources; the message says why for each."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that were found.
+
+    Attributes:
+        state: by the names of the file.
+        source: where they came from, as a sentence without a full stop.
+        mean: of the input in 0..1 they were trained with.
+        std: likewise.
+    """
+
+    state: dict[str, Tensor]
+    source: str
+    mean: Triple
+    std: Triple
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    path: Path
+    source: str
+    mean: Triple
+    std: Triple
+
+
+def cache_folder() -> Path:
+    """Return the folder of downloaded weights: $EFFDENSE_CACHE, else ~/.cache/effdense."""
+    chosen = os.environ.get("EFFDENSE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path("~/.cache/effdense").expanduser()
+
+
+def pretrained_statistics(spec: BackboneSpec) -> tuple[Triple, Triple]:
+    """Return the mean and std in 0..1 of the input that timm's weights for this network were trained with."""
+    configuration = _configuration(spec)
+    return triple(configuration.mean), triple(configuration.std)
+
+
+def imagenet_weights(spec: BackboneSpec, *, offline: bool = False) -> Pretrained:
+    """Return ImageNet weights from the first source that has them.
+
+    Args:
+        spec: of the network.
+        offline: leave the network alone; what the hub's own cache holds is still used.
+
+    Raises:
+        WeightsUnavailableError: no source has them.
+    """
+    reasons: list[str] = []
+    for candidate in _candidates(spec, offline, reasons):
+        try:
+            state, _ = read_state(candidate.path)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        return Pretrained(state, candidate.source, candidate.mean, candidate.std)
+    raise WeightsUnavailableError("; ".join(reasons))
+
+
+def _configuration(spec: BackboneSpec) -> Any:
+    """Return timm's entry for the weights of a network: its tag's, or its default tag's."""
+    configuration = timm.get_pretrained_cfg(spec.timm_name)
+    assert configuration is not None, spec
+    return configuration
+
+
+def _candidates(spec: BackboneSpec, offline: bool, reasons: list[str]) -> Iterator[_Candidate]:
+    """Yield files that may hold the weights, nearest first; each source that has none adds a reason."""
+    configuration = _configuration(spec)
+    full_name = f"{configuration.architecture}.{configuration.tag}" if configuration.tag else spec.timm_name
+    mean, std = pretrained_statistics(spec)
+    cached = cache_folder() / f"{full_name}.safetensors"
+    if cached.is_file():
+        yield _Candidate(cached, f"{full_name} in the cache {cached.parent}", mean, std)
+    else:
+        reasons.append(f"not in the cache {cached.parent}")
+
+    if spec.weight_package:
+        file = _package_file(spec.weight_package)
+        if file is None:
+            reasons.append(f"package {spec.weight_package} is not installed (extra 'lite')")
+        else:
+            version = importlib.metadata.version(spec.weight_package)
+            yield _Candidate(file, f"package {spec.weight_package} {version}", LITE_MEAN, LITE_STD)
+
+    hub = _hub_file(configuration, offline, reasons)
+    if hub is not None:
+        yield _Candidate(_keep(hub, cached), f"{full_name} from timm's hub", mean, std)
+
+
+def _package_file(package: str) -> Path | None:
+    """Return the weight file inside an installed package, without importing the package."""
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    folders = (found.submodule_search_locations if found else None) or []
+    files = [file for folder in folders for file in sorted(Path(folder, "models").glob("*.pth"))]
+    return files[0] if files else None
+
+
+def _hub_file(configuration: Any, offline: bool, reasons: list[str]) -> Path | None:
+    """Return timm's weight file from the hub's cache or the hub, or add why there is none."""
+    if not configuration.hf_hub_id:
+        reasons.append("timm has no pretrained weights for it")
+        return None
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    name = "model.safetensors"
+    held = huggingface_hub.try_to_load_from_cache(configuration.hf_hub_id, name)
+    if isinstance(held, str):
+        return Path(held)
+    if offline or constants.HF_HUB_OFFLINE:
+        reasons.append("timm's hub was not asked (offline)")
+        return None
+    failure = _probe(constants.ENDPOINT, PROBE_SECONDS)
+    if failure is None:
+        try:
+            return Path(huggingface_hub.hf_hub_download(configuration.hf_hub_id, name, etag_timeout=PROBE_SECONDS))
+        except Exception as error:  # whatever a network or a server does, the answer is the same: no weights from here
+            failure = str(error).partition("\n")[0] or type(error).__name__
+    reasons.append(f"timm's hub cannot be reached ({failure})")
+    return None
+
+
+def _probe(url: str, seconds: float) -> str | None:
+    """Return why a server does not answer within ``seconds``, or None where it does.
+
+    The hub's client waits and tries again for half a minute, and a name look-up has no time-out of its own; a thread
+    that is left behind bounds both.
+    """
+    outcome: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError:
+            outcome.append(None)  # it answered
+        except (OSError, ValueError) as error:
+            outcome.append(str(getattr(error, "reason", error)))
+        else:
+            outcome.append(None)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return outcome[0] if outcome else f"no answer within {seconds:g} s"
+
+
+def _keep(downloaded: Path, cached: Path) -> Path:
+    """Copy a download into our cache, whole or not at all; return where it now is."""
+    beside = cached.with_name(f".{cached.name}.{os.getpid()}")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(downloaded, beside)
+        os.replace(beside, cached)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        _LOG.info("weights are used but not kept in %s: %s", cached.parent, error)
+        return downloaded
+    return cached
