@@ -1,0 +1,45 @@
+"""Samples become a Batch: images stacked, boxes padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from effdense.types import Batch, Sample
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples whose images have one size; M is the batch's most boxes, and none is cut.
+
+    Raises:
+        ValueError: no sample, images of different sizes, or masks on some samples only.
+    """
+    if not samples:
+        raise ValueError("a batch needs at least one sample")
+    if len(sizes := {sample.image.shape for sample in samples}) > 1:
+        raise ValueError(f"the images of a batch must have one size, got {sorted(sizes)}")
+    if len(with_mask := {sample.mask is not None for sample in samples}) > 1:
+        raise ValueError("either all samples of a batch carry a mask or none does")
+    count, most = len(samples), max(len(sample.boxes_xyxy) for sample in samples)
+    boxes_xyxy = np.full((count, most, 4), -1, np.float32)
+    labels = np.full((count, most), -1, np.int64)
+    ignore = np.zeros((count, most), np.bool_)
+    for row, sample in enumerate(samples):
+        rows = slice(len(sample.boxes_xyxy))
+        boxes_xyxy[row, rows] = sample.boxes_xyxy
+        labels[row, rows] = sample.labels
+        ignore[row, rows] = sample.crowd | sample.difficult
+    images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)  # (B, 3, H, W)
+    masks = np.stack([sample.mask for sample in samples if sample.mask is not None]) if True in with_mask else None
+    return Batch(
+        images=torch.from_numpy(np.ascontiguousarray(images)),
+        boxes_xyxy=torch.from_numpy(boxes_xyxy),
+        labels=torch.from_numpy(labels),
+        ignore=torch.from_numpy(ignore),
+        masks=None if masks is None else torch.from_numpy(masks),
+        image_ids=tuple(sample.image_id for sample in samples),
+        original_sizes_hw=torch.tensor([sample.original_size_hw for sample in samples], dtype=torch.int64),
+        resized_sizes_hw=torch.tensor([sample.resized_size_hw for sample in samples], dtype=torch.int64),
+    )

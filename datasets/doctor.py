@@ -1,0 +1,214 @@
+"""The doctor: looks at labelled data before the first training step.
+
+What would spoil a run is an error; what can be put right is put right and counted; the rest is a short table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from effdense.datasets.images import Header, read_header, size_mismatch
+from effdense.datasets.index import DetectionIndex
+from effdense.errors import UserError
+from effdense.types import Int64
+
+COLUMNS = ("split", "images", "boxes", "crowd", "difficult", "empty", "broken", "clipped", "dropped")
+"""Headings of ``Report.rows``. empty: images without a box; broken: images left out; clipped: boxes cut at the image's
+edge; dropped: boxes without area."""
+
+_SHOWN = 10
+_TOLERANCE_PX = 0.01
+"""COCO rounds boxes to hundredths: less than that outside is not counted, less than that wide is no area."""
+
+
+@dataclass
+class Report:
+    """What the doctor found.
+
+    Attributes:
+        errors: sentences that stop a run; each names a file and line or an annotation id.
+        warnings: sentences worth reading.
+        rows: one per split, in the order of ``COLUMNS``.
+        notes: what was decided on reading.
+        cleaned: the indices without broken images and boxes without area; the other boxes clipped, sizes filled in.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    cleaned: dict[str, DetectionIndex] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return table, notes, warnings and errors as lines of text."""
+        table = [COLUMNS, *self.rows]
+        widths = [max(len(row[column]) for row in table) for column in range(len(COLUMNS))]
+        text = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+        sentences = {"note": self.notes, "warning": self.warnings, "error": self.errors}
+        return text + [f"{kind}: {line}" for kind, lines in sentences.items() for line in lines]
+
+    def raise_errors(self) -> None:
+        """Raise UserError with the first ten errors, if there are any."""
+        if self.errors:
+            more = [f"and {len(self.errors) - _SHOWN} more errors"] if len(self.errors) > _SHOWN else []
+            raise UserError("\n".join([*self.errors[:_SHOWN], *more]))
+
+
+def examine(splits: Mapping[str, DetectionIndex], *, skip_broken: bool = False) -> Report:
+    """Examine the splits of a data set; reads the header of every image, and decodes none.
+
+    Args:
+        splits: indices by role; the one called "train" must have something to learn from.
+        skip_broken: leave out missing and unreadable images and count them, instead of calling them errors.
+
+    Returns:
+        The report; call ``raise_errors`` before using ``cleaned``.
+    """
+    report = Report()
+    readable: dict[str, tuple[DetectionIndex, list[Header]]] = {}
+    for split, index in splits.items():
+        report.notes += [note for note in index.notes if note not in report.notes]
+        report.errors += _duplicate_ids(index) + _unknown_labels(index)
+        report.warnings += _duplicate_files(index, split)
+        kept, headers, broken = _check_files(index, report, split, skip_broken)
+        readable[split] = kept, headers
+        cleaned, clipped, dropped = _clean_boxes(_fill_sizes(kept, headers), report)
+        report.cleaned[split] = cleaned
+        report.rows.append(_row(split, cleaned, broken, clipped, dropped))
+        _check_examples(cleaned, split, report)
+    for first, second in combinations(splits, 2):
+        report.warnings += _shared_images(first, *readable[first], second, *readable[second])
+    return report
+
+
+def _duplicate_ids(index: DetectionIndex) -> list[str]:
+    return [
+        f"{index.source}: {what} ids must be unique, but {_listed(map(str, twice))} come more than once"
+        for what, ids in (("image", index.image_ids), ("annotation", index.annotation_ids))
+        if len(twice := _repeated(ids))
+    ]
+
+
+def _repeated(ids: Int64) -> list[int]:
+    values, counts = np.unique(ids, return_counts=True)
+    return [int(value) for value in values[counts > 1]]
+
+
+def _duplicate_files(index: DetectionIndex, split: str) -> list[str]:
+    names, counts = np.unique(index.file_names, return_counts=True)
+    twice = [name.decode() for name in names[counts > 1].tolist()]
+    return [f"{split} lists {len(twice)} files more than once: {_listed(twice)}"] if twice else []
+
+
+def _unknown_labels(index: DetectionIndex) -> list[str]:
+    classes = _listed(index.class_names) if index.class_names else "none"
+    strays = [(int(box), index.unknown_names[-1 - int(index.labels[box])]) for box in np.flatnonzero(index.labels < 0)]
+    return [f"{index.where(box)}: {name!r} is not among the classes ({classes})" for box, name in strays]
+
+
+def _check_files(
+    index: DetectionIndex, report: Report, split: str, skip_broken: bool
+) -> tuple[DetectionIndex, list[Header], int]:
+    """Return the index without broken images, the headers of those kept, and how many were broken."""
+    outcomes = _read_headers([index.path(i) for i in range(len(index))])
+    faults = [str(outcome) for outcome in outcomes if isinstance(outcome, UserError)]
+    if not skip_broken:
+        report.errors += faults
+    elif faults:
+        report.warnings.append(f"{split}: {len(faults)} broken images are left out: {_listed(faults, 3, '; ')}")
+    kept = index.select([i for i, outcome in enumerate(outcomes) if isinstance(outcome, Header)])
+    headers = [outcome for outcome in outcomes if isinstance(outcome, Header)]
+    for position, (header, (height, width)) in enumerate(zip(headers, kept.sizes_hw.tolist(), strict=True)):
+        if height and width and not header.fits((height, width)):
+            report.errors.append(size_mismatch(kept.path(position), header, (height, width)))
+    return kept, headers, len(faults)
+
+
+def _read_headers(paths: Sequence[Path]) -> list[Header | UserError]:
+    def outcome(path: Path) -> Header | UserError:
+        try:
+            return read_header(path)
+        except UserError as error:
+            return error
+
+    workers = min(16, 4 * (os.cpu_count() or 1))
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        warnings.simplefilter("ignore")  # Pillow's advice on very large pictures and odd tags
+        return list(pool.map(outcome, paths, chunksize=64))
+
+
+def _fill_sizes(index: DetectionIndex, headers: Sequence[Header]) -> DetectionIndex:
+    stored = np.array([header.size_hw for header in headers], np.int64).reshape(-1, 2)
+    stated = (index.sizes_hw > 0).all(axis=1, keepdims=True)
+    return replace(index, sizes_hw=np.where(stated, index.sizes_hw, stored))
+
+
+def _clean_boxes(index: DetectionIndex, report: Report) -> tuple[DetectionIndex, int, int]:
+    """Return the index with boxes clipped and those without area dropped, and how many were."""
+    boxes = index.boxes_xyxy
+    finite = np.isfinite(boxes).all(axis=1)
+    report.errors += [f"{index.where(int(box))}: the box is not finite" for box in np.flatnonzero(~finite)]
+    limits = np.tile(index.sizes_hw[:, ::-1], 2)[index.image_rows].astype(np.float32)  # (T, 4): W, H, W, H
+    clipped_boxes = np.clip(boxes, 0, limits).astype(np.float32)
+    sides = clipped_boxes[:, 2:] - clipped_boxes[:, :2]
+    keep = np.asarray(finite & (sides > _TOLERANCE_PX).all(axis=1), np.bool_)
+    clipped = keep & (np.abs(clipped_boxes - boxes) > _TOLERANCE_PX).any(axis=1)
+    cleaned = replace(index, boxes_xyxy=clipped_boxes).keep_boxes(keep)
+    return cleaned, int(clipped.sum()), int((~keep).sum())
+
+
+def _row(split: str, index: DetectionIndex, broken: int, clipped: int, dropped: int) -> tuple[str, ...]:
+    empty = int((np.diff(index.offsets) == 0).sum())
+    flags = int(index.crowd.sum()), int(index.difficult.sum())
+    return (split, *map(str, (len(index), index.num_boxes, *flags, empty, broken, clipped, dropped)))
+
+
+def _check_examples(index: DetectionIndex, split: str, report: Report) -> None:
+    """Note classes without examples; to train without any example at all is an error."""
+    usable = (index.labels >= 0) & ~index.crowd & ~index.difficult
+    counts = np.bincount(index.labels[usable], minlength=len(index.class_names))
+    if not usable.any():
+        sentence = f"{split} ({index.source}) has no example of any class: {len(index)} images without a usable box"
+        (report.errors if split == "train" else report.warnings).append(sentence)
+    elif lacking := [name for name, count in zip(index.class_names, counts.tolist(), strict=True) if not count]:
+        report.warnings.append(f"{split} has no example of {len(lacking)} classes: {_listed(lacking)}")
+
+
+def _shared_images(
+    first: str, index: DetectionIndex, headers: list[Header], second: str, other: DetectionIndex, others: list[Header]
+) -> list[str]:
+    """Note images of the same bytes in both splits; only files of equal length are read."""
+    common = {header.num_bytes for header in headers} & {header.num_bytes for header in others}
+    digests: dict[bytes, Path] = {
+        _digest(index.path(i)): index.path(i) for i, header in enumerate(headers) if header.num_bytes in common
+    }
+    shared = [
+        other.path(i)
+        for i, header in enumerate(others)
+        if header.num_bytes in common and _digest(other.path(i)) in digests
+    ]
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} images of {second} are in {first} too, so its scores will flatter: "
+        f"{_listed([path.name for path in shared], 3)}"
+    ]
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+
+
+def _listed(names: Iterable[str], most: int = _SHOWN, comma: str = ", ") -> str:
+    texts = list(names)
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return comma.join(texts[:most]) + more

@@ -1,0 +1,142 @@
+"""Image files: their headers, and their pixels as RGB.
+
+EXIF: a photo may be stored lying on its side with a tag that says how to turn it. Annotation tools disagree on whether
+they follow the tag, so neither always nor never turning is right. Here the annotation's size decides: the picture is
+turned only when it does not match as stored and does match once turned.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from effdense.errors import UserError
+from effdense.types import UInt8
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+"""What counts as an image, in lower case, the more common first."""
+
+_TAIL_BYTES = 4096
+_END_MARKS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND"}
+_EXIF_ORIENTATION = 0x0112
+_EXIF_SIDEWAYS = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before its pixels.
+
+    Attributes:
+        size_hw: pixels as stored, before any EXIF rotation.
+        sideways: the EXIF orientation swaps width and height.
+        num_bytes: length of the file.
+    """
+
+    size_hw: tuple[int, int]
+    sideways: bool
+    num_bytes: int
+
+    def fits(self, size_hw: tuple[int, int]) -> bool:
+        """Whether the image has the given size, as stored or once turned by EXIF."""
+        return self.size_hw == size_hw or (self.sideways and self.size_hw[::-1] == size_hw)
+
+
+def read_header(path: Path) -> Header:
+    """Read size and orientation, and see that the file is not cut short; decodes no pixels of a sound JPEG or PNG.
+
+    Raises:
+        UserError: the file is missing, is no image, or ends too early.
+    """
+    try:
+        with path.open("rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            file.seek(max(0, num_bytes - _TAIL_BYTES))
+            tail = file.read()
+            file.seek(0)
+            header = _parse_header(file, num_bytes)
+        if not _ends_properly(start, tail):
+            _decode_with_pillow(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    return header
+
+
+def read_rgb(path: Path, size_hw: tuple[int, int] | None = None) -> UInt8:
+    """Read an image as RGB, (H, W, 3); grey, palette, 16-bit and transparent images become plain RGB.
+
+    Args:
+        path: the file.
+        size_hw: the size that the annotation states, in pixels, or None where it states none; it decides on EXIF.
+
+    Raises:
+        UserError: the file is missing or broken, or has another size than the annotation states.
+    """
+    try:
+        data = path.read_bytes()
+        if not _ends_properly(data[:8], data[-_TAIL_BYTES:]):
+            _decode_with_pillow(data)
+        image = _decode(data)
+        if size_hw is None or image.shape[:2] == size_hw:
+            return image
+        header = _parse_header(io.BytesIO(data), len(data))
+        if header.fits(size_hw):
+            return _decode_with_pillow(data, turn=True)
+    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    raise UserError(size_mismatch(path, header, size_hw))
+
+
+def size_mismatch(path: Path, header: Header, size_hw: tuple[int, int]) -> str:
+    """Return the sentence for an image that has another size than its annotation states."""
+    (height, width), (stated_height, stated_width) = header.size_hw, size_hw
+    return (
+        f"{path} is {width}x{height} pixels, but its annotation states {stated_width}x{stated_height}; "
+        "annotate the image as it is, or put the image back that was annotated"
+    )
+
+
+def _parse_header(file: BinaryIO, num_bytes: int) -> Header:
+    with Image.open(file) as image:
+        width, height = image.size
+        # Pillow would decode a whole PNG to look for a tag behind the pixels.
+        has_tags = image.format != "PNG" or "exif" in image.info
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if has_tags else 1
+    return Header((height, width), orientation in _EXIF_SIDEWAYS, num_bytes)
+
+
+def _ends_properly(start: bytes, tail: bytes) -> bool:
+    """Whether the end mark lies where it mostly does; if not, look closer: data may follow a sound image."""
+    for magic, end_mark in _END_MARKS.items():
+        if start.startswith(magic):
+            return end_mark in tail
+    return True
+
+
+def _decode(data: bytes) -> UInt8:
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if image is None:
+        return _decode_with_pillow(data)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _decode_with_pillow(data: bytes, turn: bool = False) -> UInt8:
+    """Decode formats that OpenCV lacks; unlike OpenCV, Pillow raises where an image is cut short."""
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image) if turn else image
+        return np.array(upright.convert("RGB"), np.uint8)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"image {path} does not exist")
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).strip() or "broken"
+    return UserError(f"image {path} cannot be read ({reason}); replace it or take it out of the data set")

@@ -1,0 +1,125 @@
+"""One door to every data set: by name, folder and split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from effdense.datasets.coco import coco_splits, open_coco
+from effdense.datasets.demo import DEMO_SPLITS, open_demo
+from effdense.datasets.index import DetectionIndex
+from effdense.datasets.layout import existing_folder
+from effdense.datasets.voc import open_voc, voc_splits
+from effdense.errors import UserError, nearest
+
+DATASETS = ("demo", "coco", "voc")
+"""What ``--dataset`` may name."""
+
+_SHOWN = 10
+
+
+def open_dataset(
+    name: str,
+    root: Path | None,
+    split: str,
+    *,
+    annotations: Path | None = None,
+    images: Path | None = None,
+) -> DetectionIndex:
+    """Open one split of a data set.
+
+    Args:
+        name: "demo", "coco" or "voc".
+        root: the folder of the data set; for the demo set the folder to keep it in, or None for the cache.
+        split: "train", "val", "test", or what the data set itself calls it.
+        annotations: COCO only: the annotation file, where the folder has no known layout.
+        images: COCO only: the folder of the images that ``annotations`` lists.
+
+    Raises:
+        UserError: unknown name, arguments that do not go together, nothing such in the folder, or unusable files.
+    """
+    _check_arguments(name, root, annotations, images)
+    if name == "demo":
+        return open_demo(root, split)
+    if name == "coco":
+        return open_coco(root, split, annotations=annotations, images=images)
+    assert root is not None
+    return open_voc(root, split)
+
+
+def available_splits(name: str, root: Path | None) -> list[str]:
+    """Return the splits that can be opened, our own names first.
+
+    Raises:
+        UserError: unknown name, or no such data set in the folder.
+    """
+    _check_arguments(name, root, None, None)
+    if name == "demo":
+        return list(DEMO_SPLITS)
+    assert root is not None
+    return coco_splits(existing_folder(root)) if name == "coco" else voc_splits(root)
+
+
+def match_classes(index: DetectionIndex, reference: DetectionIndex) -> DetectionIndex:
+    """Return ``index`` with its labels renumbered to the classes of ``reference``, which are matched by name.
+
+    Classes that only the reference has are added, since a part of a data set need not list what it does not show. Each
+    class keeps the id that ``index`` has for it, so that what is written agrees with its own annotations.
+
+    Args:
+        index: typically the validation split.
+        reference: typically the training split.
+
+    Raises:
+        UserError: ``index`` has classes that the reference lacks; names them.
+    """
+    if index.class_names == reference.class_names:
+        return index
+    if strangers := [name for name in index.class_names if name not in reference.class_names]:
+        missing = [name for name in reference.class_names if name not in index.class_names]
+        only_there = f"; only {reference.source} has {_listed(missing)}" if missing else ""
+        raise UserError(
+            f"the classes differ: only {index.source} has {_listed(strangers)}{only_there}; "
+            "use splits of one data set, with the same class names"
+        )
+    own_ids = dict(zip(index.class_names, index.category_ids, strict=True))
+    free = max([*index.category_ids, *reference.category_ids]) + 1
+    added = [name for name in reference.class_names if name not in own_ids]
+    own_ids |= {name: free + position for position, name in enumerate(added)}
+    table = np.array([reference.class_names.index(name) for name in index.class_names], np.int64)
+    known = index.labels >= 0
+    labels = index.labels.copy()
+    labels[known] = table[index.labels[known]]
+    note = f"{index.source}: classes renumbered by name to those of {reference.source}"
+    note += f"; it does not list {_listed(added)}" if added else ""
+    return replace(
+        index,
+        class_names=reference.class_names,
+        category_ids=tuple(own_ids[name] for name in reference.class_names),
+        labels=labels,
+        notes=(*index.notes, note),
+    )
+
+
+def _check_arguments(name: str, root: Path | None, annotations: Path | None, images: Path | None) -> None:
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}, known are {', '.join(DATASETS)}{nearest(name, DATASETS)}")
+    if name != "coco" and (annotations is not None or images is not None):
+        raise UserError(
+            f"an annotation file and an image folder can be named for dataset 'coco' only, not for {name!r}"
+        )
+    if images is not None and annotations is None:
+        raise UserError(
+            f"image folder {images} is named without its annotation file; name that too (--train-annotations)"
+        )
+    if name == "voc" and root is None:
+        raise UserError("dataset 'voc' needs the folder that it lies in: --data-root DIR")
+    if name == "coco" and root is None and annotations is None:
+        raise UserError("dataset 'coco' needs the folder that it lies in, --data-root DIR, or --train-annotations FILE")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(repr(name) for name in names[:_SHOWN]) + more
