@@ -1,0 +1,173 @@
+"""BiFPN, the weighted bidirectional feature pyramid of EfficientDet (arXiv 1911.09070, section 3)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effdense.necks.separable import SeparableConv, activation, batch_norm, init_glorot_uniform
+
+FUSION_EPS = 1e-4
+"""Added to the sum of the fusion weights (paper, section 3.3)."""
+
+
+class BiFPN(nn.Module):
+    """Takes the backbone's feature maps, adds coarser ones, and fuses all of them top-down and bottom-up, repeatedly.
+
+    A map is brought to another level by nearest upsampling to the target's own size, or by 3x3 max pooling with stride
+    2, which yields ceil(size / 2); so any image size works.
+
+    Attributes:
+        num_inputs: feature maps that it reads.
+        channels: of every level that comes out.
+        strides: of the levels that come out, finest first.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        num_levels: int = 5,
+        channels: int = 64,
+        repeats: int = 3,
+        fusion: str = "fastattn",
+        act: str = "silu",
+    ):
+        """Build the pyramid.
+
+        Args:
+            in_channels: of the backbone's feature maps, finest first.
+            in_strides: of the same maps; each twice the one before.
+            num_levels: levels that come out; those beyond the backbone's are made by pooling.
+            channels: of every level that comes out.
+            repeats: how many times the two-way fusion is applied.
+            fusion: ``"fastattn"``, learned non-negative weights divided by their sum, or ``"sum"``, a plain sum.
+            act: ``"silu"`` or ``"relu6"``.
+
+        Raises:
+            ValueError: if the values do not fit together.
+        """
+        super().__init__()
+        _check(in_channels, in_strides, num_levels, repeats, fusion)
+        self.num_inputs = len(in_channels)
+        self.channels = (channels,) * num_levels
+        self.strides = tuple(in_strides[0] * 2**level for level in range(num_levels))
+        sources = [in_channels[-1]] + [channels] * (num_levels - len(in_channels) - 1)
+        self.extra = nn.ModuleList(_lateral(source, channels) for source in sources[: num_levels - len(in_channels)])
+        widths = list(in_channels) + [channels] * (num_levels - len(in_channels))
+        cells = []
+        for _ in range(repeats):
+            cells.append(_Cell(widths, channels, fusion, act))
+            widths = [channels] * num_levels
+        self.cells = nn.Sequential(*cells)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                init_glorot_uniform(module)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Map the backbone's features, finest first, to ``num_levels`` maps of (B, channels, h, w).
+
+        Maps finer than those that the pyramid was built for, as another head on the same backbone may need, come first
+        in the list and are left aside.
+        """
+        pyramid = list(features[-self.num_inputs :])
+        for lateral in self.extra:
+            pyramid.append(halve(lateral(pyramid[-1])))
+        fused: list[Tensor] = self.cells(pyramid)
+        return fused
+
+
+class _Cell(nn.Module):
+    """One two-way pass over all levels.
+
+    Top-down, each level but the coarsest is fused with the one above; bottom-up, each level but the finest is fused
+    from its input, its top-down result and the level below. The coarsest level has no top-down result of its own.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, fusion: str, act: str):
+        super().__init__()
+        last = len(in_channels) - 1
+        # The first level's input is used once, the middle ones' twice: each use has a 1x1 convolution of its own.
+        self.down_laterals = nn.ModuleList(_lateral(width, channels) for width in in_channels)
+        self.up_laterals = nn.ModuleList(_lateral(width, channels) for width in in_channels[1:-1])
+        self.down = nn.ModuleList(_Node(2, channels, fusion, act) for _ in range(last))
+        self.up = nn.ModuleList(_Node(3 if level < last else 2, channels, fusion, act) for level in range(1, last + 1))
+
+    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
+        last = len(pyramid) - 1
+        laterals = [lateral(level) for lateral, level in zip(self.down_laterals, pyramid, strict=True)]
+        down = laterals.copy()
+        for i in range(last - 1, -1, -1):
+            down[i] = self.down[i]([laterals[i], resize_like(down[i + 1], laterals[i])])
+        out = [down[0]]
+        for i in range(1, last + 1):
+            below = halve(out[-1])
+            inputs = [self.up_laterals[i - 1](pyramid[i]), down[i], below] if i < last else [laterals[i], below]
+            out.append(self.up[i - 1](inputs))
+        return out
+
+
+class _Node(nn.Module):
+    """Fuses maps of one size, then activation, separable convolution and BatchNorm."""
+
+    def __init__(self, num_inputs: int, channels: int, fusion: str, act: str):
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(num_inputs)) if fusion == "fastattn" else None
+        self.act = activation(act)
+        self.conv = SeparableConv(channels, channels)
+        self.norm = batch_norm(channels)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        if self.weights is not None:
+            # In float32, also under autocast or where the whole model is half: the weights are few and decide much.
+            weights = F.relu(self.weights.float())
+            shares = (weights / (weights.sum() + FUSION_EPS)).to(maps[0].dtype).unbind()
+            maps = [share * one for share, one in zip(shares, maps, strict=True)]
+        fused = maps[0] + maps[1]
+        for one in maps[2:]:
+            fused = fused + one
+        y: Tensor = self.norm(self.conv(self.act(fused)))
+        return y
+
+
+def halve(x: Tensor) -> Tensor:
+    """Max-pool (B, C, h, w) to (B, C, ceil(h / 2), ceil(w / 2)), windows laid as TensorFlow's SAME padding lays them.
+
+    That pads an odd size by one on both sides, and an even one at the end only, which is what ``ceil_mode`` does.
+    """
+    return F.max_pool2d(x, 3, stride=2, padding=(x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)
+
+
+def resize_like(x: Tensor, target: Tensor) -> Tensor:
+    """Resize (B, C, h, w) to the height and width of ``target`` by repeating the nearest cell."""
+    return x if x.shape[2:] == target.shape[2:] else F.interpolate(x, size=target.shape[2:], mode="nearest")
+
+
+def _lateral(in_channels: int, channels: int) -> nn.Module:
+    """Bring a map to the pyramid's channels: 1x1 convolution and BatchNorm, or nothing where it has them already."""
+    if in_channels == channels:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), batch_norm(channels))
+
+
+def _check(in_channels: Sequence[int], in_strides: Sequence[int], num_levels: int, repeats: int, fusion: str) -> None:
+    if len(in_channels) != len(in_strides) or not in_channels:
+        raise ValueError(
+            f"a BiFPN needs one stride for each feature map; got channels {tuple(in_channels)} and strides "
+            f"{tuple(in_strides)}"
+        )
+    if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(in_strides)):
+        raise ValueError(f"each stride must be twice the one before, for example 8, 16, 32; got {tuple(in_strides)}")
+    if num_levels < max(2, len(in_channels)):
+        raise ValueError(
+            f"num_levels is {num_levels}, but at least {max(2, len(in_channels))} are needed for {len(in_channels)} "
+            "feature maps"
+        )
+    if repeats < 1:
+        raise ValueError(f"a BiFPN needs at least one repeat; got {repeats}")
+    if fusion not in ("fastattn", "sum"):
+        raise ValueError(f"fusion {fusion!r} is unknown; known are 'fastattn' and 'sum'")

@@ -1,0 +1,93 @@
+"""Non-maximum suppression, hard and Gaussian soft, over a whole batch at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, nms
+
+from effdense.ops.boxes import areas
+
+
+def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Hard NMS within each group: a box goes when a better one of its group overlaps it by more than the threshold.
+
+    Args:
+        boxes_xyxy: (N, 4).
+        scores: (N,).
+        groups: int64, (N,); boxes of different groups (another class, another image) never suppress each other.
+        iou_threshold: in 0..1.
+
+    Returns:
+        bool, (N,): which boxes stay.
+    """
+    keep = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    if len(scores) < 2:
+        return keep
+    if scores.device.type != "cpu":
+        keep.zero_()
+        keep[batched_nms(boxes_xyxy.float(), scores, groups, iou_threshold)] = True
+        return keep
+    # Group by group and without moving groups apart by an offset: the offset would round the coordinates.
+    order = torch.argsort(groups, stable=True)
+    sizes = torch.unique_consecutive(groups[order], return_counts=True)[1]
+    boxes_xyxy, scores = boxes_xyxy[order].float(), scores[order].float()
+    start = 0
+    for size in sizes.tolist():
+        if size > 1:
+            members = slice(start, start + size)
+            kept = torch.zeros(size, dtype=torch.bool)
+            kept[nms(boxes_xyxy[members], scores[members], iou_threshold)] = True
+            keep[order[members]] = kept
+        start += size
+    return keep
+
+
+def soft_nms(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    max_detections: int = 100,
+) -> tuple[Tensor, Tensor]:
+    """Gaussian soft NMS (arXiv 1704.04503): the best box stays, those of its class fade by exp(-IoU^2 / sigma).
+
+    All images advance together, one detection an iteration, so the cost is ``max_detections`` passes over (B, N) and
+    no N x N table is made.
+
+    Args:
+        boxes_xyxy: (B, N, 4).
+        scores: (B, N); entries that hold no box carry 0.
+        labels: (B, N); boxes of different classes leave each other alone.
+        sigma: width of the Gaussian.
+        score_threshold: a box that does not score above it is dropped, before or after it has faded.
+        max_detections: D, per image.
+
+    Returns:
+        indices (B, D) of the boxes that stay, best first, and their faded scores (B, D); 0 and 0.0 past the last one.
+    """
+    batch, n = scores.shape
+    kept = torch.zeros(batch, max_detections, dtype=torch.int64, device=scores.device)
+    faded = torch.zeros(batch, max_detections, dtype=torch.float32, device=scores.device)
+    if n == 0:
+        return kept, faded
+    remaining = scores.float().clone()
+    remaining[remaining <= score_threshold] = 0.0
+    boxes_xyxy = boxes_xyxy.float()
+    area = areas(boxes_xyxy)
+    for d in range(max_detections):
+        score, index = remaining.max(1, keepdim=True)  # (B, 1)
+        if scores.device.type == "cpu" and not bool(score.any()):
+            break
+        faded[:, d], kept[:, d] = score[:, 0], index[:, 0].where(score[:, 0] > 0, 0)
+        top = boxes_xyxy.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))  # (B, 1, 4)
+        sides = torch.minimum(boxes_xyxy[..., 2:], top[..., 2:]) - torch.maximum(boxes_xyxy[..., :2], top[..., :2])
+        shared = sides.clamp_(min=0).prod(-1)  # (B, N)
+        union = area + area.gather(1, index) - shared
+        iou = torch.where((shared > 0) & (labels == labels.gather(1, index)), shared / union, 0.0)
+        remaining *= torch.exp(-iou.square() / sigma)
+        remaining[remaining <= score_threshold] = 0.0
+        remaining.scatter_(1, index, 0.0)
+    return kept, faded

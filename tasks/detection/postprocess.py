@@ -1,0 +1,125 @@
+"""From the model's outputs to detections in pixels of the original images."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from effdense.ops.boxes import clip, scale
+from effdense.ops.nms import grouped_nms, soft_nms
+from effdense.tasks.detection.anchors import decode
+
+
+class BatchDetections(NamedTuple):
+    """What was found in a batch, best first; past an image's count, boxes and scores are 0 and labels -1.
+
+    Attributes:
+        boxes_xyxy: float32, (B, D, 4), in pixels of the original images.
+        scores: float32, (B, D).
+        labels: int64, (B, D), 0-based.
+        counts: int64, (B,).
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+    counts: Tensor
+
+
+@torch.no_grad()
+def postprocess(
+    class_logits: Tensor,
+    box_codes: Tensor,
+    anchors_xyxy: Tensor,
+    *,
+    image_size_hw: tuple[int, int],
+    original_sizes_hw: Tensor,
+    resized_sizes_hw: Tensor,
+    score_threshold: float = 0.001,
+    iou_threshold: float = 0.5,
+    nms: str = "hard",
+    max_detections: int = 100,
+    pre_nms_top: int = 5000,
+) -> BatchDetections:
+    """Take the best scores of all anchors and classes, decode their boxes, and keep one for each object.
+
+    Boxes are clipped to the image's content before NMS; one that lies wholly in the padding has no area left and is
+    dropped.
+
+    Args:
+        class_logits: (B, A, K).
+        box_codes: (B, A, 4).
+        anchors_xyxy: (A, 4), of the model's input.
+        image_size_hw: of the model's input, in pixels.
+        original_sizes_hw: (B, 2), of the images on disk.
+        resized_sizes_hw: (B, 2), of the images' content inside the model's input.
+        score_threshold: only what scores above it is a candidate.
+        iou_threshold: hard NMS drops what overlaps a better box of its class by more.
+        nms: ``"hard"``, or ``"soft"`` for Gaussian soft NMS.
+        max_detections: D, the most of an image.
+        pre_nms_top: candidates of an image, at most, before NMS.
+
+    Raises:
+        ValueError: if ``nms`` is neither.
+    """
+    if nms not in ("hard", "soft"):
+        raise ValueError(f"nms is {nms!r}; it can be 'hard' or 'soft'")
+    logits, anchor, labels = _best(class_logits, pre_nms_top, score_threshold)  # (B, C) each
+    scores = logits.float().sigmoid()
+    codes = box_codes.gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4)).float()
+    limits = resized_sizes_hw.to(codes.device).minimum(torch.tensor(image_size_hw, device=codes.device))
+    boxes = clip(decode(codes, anchors_xyxy[anchor]), limits)  # (B, C, 4)
+    usable = (scores > score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    if nms == "soft":
+        chosen, kept_scores = soft_nms(
+            boxes, scores.where(usable, 0.0), labels, score_threshold=score_threshold, max_detections=max_detections
+        )
+    else:
+        chosen, kept_scores = _hard(boxes, scores, labels, usable, iou_threshold, max_detections)
+    found = kept_scores > 0
+    boxes = boxes.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 4))
+    originals = original_sizes_hw.to(boxes.device)
+    boxes = clip(scale(boxes, limits, originals), originals).where(found.unsqueeze(-1), 0.0)
+    return BatchDetections(boxes, kept_scores, labels.gather(1, chosen).where(found, -1), found.sum(1))
+
+
+def _best(class_logits: Tensor, top: int, score_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logit, anchor and class of an image's best scores, best first: (B, C) each, C at most ``top``.
+
+    The best anchors come first, then the best classes among them. The ``top`` best pairs of anchor and class lie on
+    the ``top`` best anchors, so nothing is lost, and the sort sees C of the anchors instead of all of them times K.
+    """
+    batch, _, num_classes = class_logits.shape
+    best_of_anchor = class_logits.amax(2)  # (B, A)
+    count = min(top, best_of_anchor.shape[1])
+    if class_logits.device.type == "cpu" and score_threshold > 0:
+        # Most anchors of a trained model score next to nothing: sort only as many as some image has above that.
+        floor = math.log(score_threshold / (1.0 - score_threshold)) if score_threshold < 1 else math.inf
+        count = min(count, int((best_of_anchor >= floor - 1e-3).sum(1).amax())) if batch else 0
+    anchor = best_of_anchor.topk(count, 1).indices  # (B, C)
+    rows = class_logits.gather(1, anchor.unsqueeze(-1).expand(-1, -1, num_classes)).flatten(1)  # (B, C * K)
+    logits, index = rows.topk(min(top, rows.shape[1]), 1)
+    return logits, anchor.gather(1, index // num_classes), index % num_classes
+
+
+def _hard(
+    boxes: Tensor, scores: Tensor, labels: Tensor, usable: Tensor, iou_threshold: float, max_detections: int
+) -> tuple[Tensor, Tensor]:
+    """Return indices and scores of the candidates that hard NMS leaves, (B, D); 0 and 0.0 past the last one."""
+    batch = len(scores)
+    image, candidate = usable.nonzero(as_tuple=True)
+    group = image * (int(labels.max()) + 1 if labels.numel() else 1) + labels[usable]
+    stays = grouped_nms(boxes[usable], scores[usable], group, iou_threshold)
+    image, candidate = image[stays], candidate[stays]
+    first = torch.searchsorted(image, torch.arange(batch, device=image.device))  # where each image's begin
+    rank = torch.arange(len(image), device=image.device) - first[image]
+    few = rank < max_detections
+    image, candidate, rank = image[few], candidate[few], rank[few]
+    chosen = torch.zeros(batch, max_detections, dtype=torch.int64, device=scores.device)
+    kept = torch.zeros(batch, max_detections, device=scores.device)
+    chosen[image, rank] = candidate
+    kept[image, rank] = scores[image, candidate]
+    return chosen, kept

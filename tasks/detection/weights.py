@@ -1,0 +1,258 @@
+"""Whole detectors' weights: effdet's names to ours, the published COCO checkpoints, and a head for other classes.
+
+The original models add a bias in every convolution, also where BatchNorm follows and subtracts it again. Ours have none
+there: conversion takes it off the BatchNorm's running mean, which leaves every output as it was, in training too.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from effdense.backbones.sources import PROBE_SECONDS, _probe
+from effdense.backbones.weights import load_complete, read_state
+from effdense.errors import UserError
+from effdense.tasks.detection.specs import SPECS, EfficientDetSpec
+
+if TYPE_CHECKING:
+    from effdense.tasks.detection.model import EfficientDet
+
+_LOG = logging.getLogger("effdense")
+
+CLASS_OUTPUT = "head.classes.predict.pointwise."
+"""Prefix of the only weights that depend on the number of classes."""
+
+_STALLED_SECONDS = 30.0
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+_RENAMES = (
+    (r"conv_dw\.", "depthwise."),
+    (r"conv_pw\.", "pointwise."),
+    (r"^class_net\.", "head.classes."),
+    (r"^box_net\.", "head.boxes."),
+    (r"\.conv_rep\.(\d+)\.", r".convs.\1."),
+    (r"\.bn_rep\.(\d+)\.(\d+)\.bn\.", r".norms.\1.\2."),
+    (r"\.after_combine\.conv\.bn\.", ".norm."),
+    (r"\.after_combine\.conv\.", ".conv."),
+    (r"\.combine\.edge_weights$", ".weights"),
+)
+
+
+@dataclass(frozen=True)
+class DetectorFile:
+    """Weights read from a file.
+
+    Attributes:
+        source: the file.
+        state: by the file's own names.
+        header: what else the file says.
+    """
+
+    source: str
+    state: Mapping[str, Tensor]
+    header: Mapping[str, Any]
+
+    @property
+    def is_effdet(self) -> bool:
+        """Whether the names are effdet's."""
+        return any(name.startswith("fpn.") for name in self.state)
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether a whole detector is in it, rather than a backbone or something else."""
+        return self.is_effdet or (
+            any(name.startswith("neck.") for name in self.state) and f"{CLASS_OUTPUT}weight" in self.state
+        )
+
+
+def read_weights(path: str | Path) -> DetectorFile:
+    """Read a safetensors or weights-only torch file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    state, header = read_state(path)
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return DetectorFile(str(path), state, header)
+
+
+def load_detector(
+    model: EfficientDet, file: DetectorFile, spec: EfficientDetSpec, *, replace_head: bool = False
+) -> None:
+    """Load a whole detector, and set the mean and std that it was trained with.
+
+    Args:
+        model: what to fill.
+        file: weights by effdet's or our names.
+        spec: of the model; its mean and std hold for effdet's weights.
+        replace_head: where the classes differ in number, leave the last layer of the class head as it is.
+
+    Raises:
+        UserError: if weights are missing, unexpected or of another shape, or the classes differ in number and
+            ``replace_head`` was not asked for.
+    """
+    state = from_effdet(file.state) if file.is_effdet else dict(file.state)
+    bias = state.get(f"{CLASS_OUTPUT}bias")
+    theirs = 0 if bias is None else len(bias) // spec.anchors_per_cell
+    if theirs and theirs != model.num_classes and not replace_head:
+        raise UserError(
+            f"weights from {file.source} are for {theirs} classes, the model has {model.num_classes}; ask for a new "
+            "head (replace_head) to keep all but the last layer of the class head"
+        )
+    replaced = load_complete(model, state, source=file.source, replace=(CLASS_OUTPUT,) if replace_head else ())
+    if replaced:
+        _LOG.warning(
+            "the last layer of the class head starts untrained: %s is for %d classes, the model has %d",
+            file.source,
+            theirs,
+            model.num_classes,
+        )
+    statistics = (spec.mean, spec.std) if file.is_effdet else _recorded_statistics(file.header)
+    if statistics is not None:
+        model.backbone.set_statistics(*statistics)
+    model.backbone.weights_source = f"{file.source} (whole detector)"
+
+
+def load_coco(
+    model: EfficientDet, spec: EfficientDetSpec, *, replace_head: bool = False, offline: bool = False
+) -> None:
+    """Load the published weights, trained on COCO's 90 category ids, from torch's cache or effdet's release page.
+
+    Args:
+        model: what to fill.
+        spec: the configuration; its name says which weights.
+        replace_head: as for ``load_detector``.
+        offline: do not ask the network.
+
+    Raises:
+        UserError: if none were published for the configuration, or they can be had from neither place.
+    """
+    published = SPECS.get(spec.name)
+    if published is None or published.backbone != spec.backbone:
+        raise UserError(
+            f"no COCO weights were published for {spec.name} on backbone {spec.backbone!r}; use the backbone "
+            f"{published.backbone if published else 'of a published configuration'!r}, or weights auto or none"
+        )
+    url = _published_url(spec.name)
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    if not path.is_file():
+        _download(url, path, offline)
+    load_detector(model, read_weights(path), spec, replace_head=replace_head)
+
+
+def from_effdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give effdet's weights our names; biases before BatchNorm move into its running mean.
+
+    A name that is not known stays as it is, for the complete load to complain of.
+    """
+    names = our_names(state)
+    converted = {ours: state[theirs] for theirs, ours in names.items() if not folded_into(ours, names.values())}
+    for theirs, ours in names.items():
+        for mean in folded_into(ours, names.values()):
+            converted[mean] = converted[mean] - state[theirs]
+    return converted
+
+
+def to_effdet(state: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give our weights effdet's names.
+
+    Args:
+        state: by our names.
+        theirs: effdet's state dict of the same configuration; its names and the shapes of its biases are read.
+    """
+    names = our_names(theirs)
+    return {
+        name: torch.zeros_like(theirs[name]) if folded_into(ours, names.values()) else state[ours]
+        for name, ours in names.items()
+    }
+
+
+def our_names(theirs: Iterable[str]) -> dict[str, str]:
+    """Map each of effdet's names to ours; both biases before BatchNorm and unknown names included."""
+    theirs = list(theirs)
+    nodes = {int(match[1]) for name in theirs if (match := re.search(r"\.fnode\.(\d+)\.", name))}
+    extras = {int(match[1]) for name in theirs if (match := re.match(r"fpn\.resample\.(\d+)\.", name))}
+    tops = len(nodes) // 2  # top-down nodes come first, coarse to fine; then as many bottom-up, fine to coarse
+    return {name: _our_name(name, tops, min(extras, default=0)) for name in theirs}
+
+
+def folded_into(ours: str, names: Iterable[str]) -> list[str]:
+    """Return the running means that take up a bias, of our name ``ours``; none where the bias stays a bias.
+
+    Args:
+        ours: any of our names.
+        names: all of them.
+    """
+    if match := re.fullmatch(r"(head\.\w+)\.convs\.(\d+)\.pointwise\.bias", ours):
+        start = f"{match[1]}.norms.{match[2]}."  # one BatchNorm for each level
+        return [name for name in names if name.startswith(start) and name.endswith(".running_mean")]
+    if match := re.fullmatch(r"(neck\.cells\..*)\.conv\.pointwise\.bias", ours):
+        return [f"{match[1]}.norm.running_mean"]
+    if match := re.fullmatch(r"(neck\.(?:extra|cells\.\d+\.\w+_laterals)\.\d+)\.0\.bias", ours):
+        return [f"{match[1]}.1.running_mean"]
+    return []
+
+
+def _our_name(name: str, tops: int, first_extra: int) -> str:
+    """One of effdet's names as ours, for a pyramid of ``tops`` + 1 levels."""
+    if match := re.fullmatch(r"fpn\.resample\.(\d+)\.conv\.(conv|bn)\.(\w+)", name):
+        return f"neck.extra.{int(match[1]) - first_extra}.{'01'[match[2] == 'bn']}.{match[3]}"
+    if match := re.fullmatch(r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.combine\.resample\.(\d+)\.conv\.(conv|bn)\.(\w+)", name):
+        cell, node, level = (int(match[i]) for i in (1, 2, 3))
+        lateral = f"down_laterals.{level}" if node < tops else f"up_laterals.{level - 1}"
+        return f"neck.cells.{cell}.{lateral}.{'01'[match[4] == 'bn']}.{match[5]}"
+    if match := re.match(r"fpn\.cell\.(\d+)\.fnode\.(\d+)", name):
+        cell, node = int(match[1]), int(match[2])
+        place = f"down.{tops - 1 - node}" if node < tops else f"up.{node - tops}"
+        name = f"neck.cells.{cell}.{place}{name[match.end() :]}"
+    elif name.startswith("backbone."):
+        return name
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _published_url(name: str) -> str:
+    with warnings.catch_warnings():  # effdet scripts some of its classes on import, which torch warns of
+        warnings.simplefilter("ignore")
+        from effdet.config import get_efficientdet_config
+
+    return str(get_efficientdet_config(f"tf_efficientdet_{name}").url)
+
+
+def _download(url: str, path: Path, offline: bool) -> None:
+    """Fetch a file whose name ends in the start of its SHA-256; whole or not at all."""
+    remedy = f"fetch {url} and put it at {path}, or use weights auto or none"
+    failure = "the network was not asked (offline)" if offline else _probe(url, PROBE_SECONDS)
+    if failure is not None:
+        raise UserError(f"COCO weights cannot be had: {failure}; {remedy}")
+    _LOG.info("fetching %s", url)
+    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_STALLED_SECONDS)  # torch's download has no time-out of its own
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"COCO weights cannot be had: {error}; {remedy}") from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _recorded_statistics(header: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
+    """Mean and std that one of our model files records."""
+    for place in (header, header.get("preprocessing"), header.get("backbone")):
+        if isinstance(place, Mapping) and "mean" in place and "std" in place:
+            return list(place["mean"]), list(place["std"])
+    return None
