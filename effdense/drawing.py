@@ -1,0 +1,167 @@
+"""Boxes, labels and masks drawn on a picture, legible at any size of it."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from effdense.types import IGNORE_INDEX, Detections, UInt8
+
+Color = tuple[int, int, int]
+
+_GOLDEN_TURN = 0.6180339887498949
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_CAPITAL_HEIGHT = 22  # pixels of a capital letter of that font at scale 1
+
+
+@cache
+def class_color(label: int) -> Color:
+    """Return the RGB colour of a class: always the same, far from that of its neighbours.
+
+    Hues go round the circle by the golden section, so that however many classes there are, no two that follow each
+    other look alike; brightness and saturation change every few classes to tell near hues apart.
+    """
+    hue = (0.02 + label * _GOLDEN_TURN) % 1.0
+    saturation = (0.85, 0.6, 1.0)[label // 7 % 3]
+    value = (1.0, 0.75, 0.9)[label // 3 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(image: UInt8, detections: Detections, *, show_scores: bool = True) -> UInt8:
+    """Return a copy of an image with detections drawn, the best on top.
+
+    Args:
+        image: RGB, (H, W, 3).
+        detections: in pixels of ``image``, best first.
+        show_scores: write the score, in per cent, behind the class name.
+    """
+    names = [
+        detections.class_names[label] if label < len(detections.class_names) else str(label)
+        for label in detections.labels.tolist()
+    ]
+    if show_scores:
+        names = [f"{name} {round(100 * score)}%" for name, score in zip(names, detections.scores.tolist(), strict=True)]
+    return draw_boxes(image, detections.boxes_xyxy, detections.labels, names)
+
+
+def draw_boxes(
+    image: UInt8, boxes_xyxy: npt.ArrayLike, labels: Sequence[int] | npt.NDArray[np.int64], texts: Sequence[str]
+) -> UInt8:
+    """Return a copy of an image with boxes and a text at each; the first box is drawn last, on top.
+
+    A text stands above its box, inside it where there is no room above, moves along to stay within the picture, and
+    goes where it hides no earlier text if such a place is near. Boxes are drawn as far as they lie in the picture.
+
+    Args:
+        image: RGB, (H, W, 3).
+        boxes_xyxy: (N, 4), pixels; any that is not finite is left out.
+        labels: (N,), which colour.
+        texts: (N,), "" for none.
+    """
+    canvas: UInt8 = np.array(image, np.uint8, order="C")
+    height, width = canvas.shape[:2]
+    boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
+    if not len(boxes) or not height or not width:
+        return canvas
+    thickness, scale = _line_thickness(height, width), _font_scale(height, width)
+    placed: list[tuple[int, int, int, int]] = []
+    visible = [row for row in range(len(boxes)) if np.isfinite(boxes[row]).all()]
+    corners = {row: _pixel_corners(boxes[row], height, width) for row in visible}
+    for row in reversed(visible):
+        left, top, right, bottom = corners[row]
+        cv2.rectangle(canvas, (left, top), (right, bottom), class_color(int(labels[row])), thickness)
+    tags = [
+        (row, _place_tag(corners[row], texts[row], (height, width), scale, placed)) for row in visible if texts[row]
+    ]
+    for row, tag in reversed(tags):
+        _draw_tag(canvas, tag, texts[row], class_color(int(labels[row])), scale)
+    return canvas
+
+
+def draw_mask(image: UInt8, mask: UInt8, *, opacity: float = 0.5, background: int | None = 0) -> UInt8:
+    """Return a copy of an image with class indices laid over it as colours.
+
+    Args:
+        image: RGB, (H, W, 3).
+        mask: (H, W), class indices; 255 stays as it is.
+        opacity: 0 shows the image, 1 the colours.
+        background: a class that stays as it is, or None.
+    """
+    if mask.shape != image.shape[:2]:
+        raise ValueError(f"a mask of shape {mask.shape} does not cover an image of shape {image.shape}")
+    palette = np.array([class_color(label) for label in range(256)], np.float32)
+    blended = (1 - opacity) * image.astype(np.float32) + opacity * palette[mask]
+    covered = mask != IGNORE_INDEX
+    if background is not None:
+        covered &= mask != background
+    return np.where(covered[..., None], np.rint(blended), image).astype(np.uint8)
+
+
+def _line_thickness(height: int, width: int) -> int:
+    return max(1, round(0.003 * min(max(height, width), 2 * min(height, width))))
+
+
+def _font_scale(height: int, width: int) -> float:
+    """Return the scale at which capitals are 1/50 of the picture high, and never under 7 pixels."""
+    side = min(max(height, width), 2 * min(height, width))
+    return max(7.0, side / 50) / _CAPITAL_HEIGHT
+
+
+def _pixel_corners(box: npt.NDArray[np.float64], height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the first and last column and row of a box with an exclusive right edge, within the picture."""
+    left, top = np.floor(box[:2] + 0.5)
+    right, bottom = np.floor(box[2:] + 0.5) - 1
+    columns = np.clip([left, max(left, right)], 0, width - 1).astype(int)
+    rows = np.clip([top, max(top, bottom)], 0, height - 1).astype(int)
+    return int(columns[0]), int(rows[0]), int(columns[1]), int(rows[1])
+
+
+def _stroke(scale: float) -> int:
+    return max(1, round(1.6 * scale))
+
+
+def _place_tag(
+    box: tuple[int, int, int, int],
+    text: str,
+    size_hw: tuple[int, int],
+    scale: float,
+    placed: list[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom of a text's ground, and note it in ``placed``."""
+    (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, _stroke(scale))
+    pad = max(1, round(4 * scale))
+    tag_width, tag_height = text_width + 2 * pad, text_height + baseline + pad
+    height, width = size_hw
+    left = max(0, min(box[0], width - tag_width))
+    last_top = max(0, height - tag_height)
+    above, inside, below, foot = box[1] - tag_height, box[1], box[3] + 1, box[3] + 1 - tag_height
+    tops = [above, inside, below, foot] if above >= 0 else [inside, foot, below]
+    candidates = [(left, max(0, min(top, last_top))) for top in tops]
+    best = min(candidates, key=lambda at: _hidden((*at, at[0] + tag_width, at[1] + tag_height), placed))
+    tag = (best[0], best[1], best[0] + tag_width, best[1] + tag_height)
+    placed.append(tag)
+    return tag
+
+
+def _hidden(tag: tuple[int, int, int, int], placed: list[tuple[int, int, int, int]]) -> int:
+    """Return how many pixels of earlier texts a text would share."""
+    return sum(
+        max(0, min(tag[2], other[2]) - max(tag[0], other[0])) * max(0, min(tag[3], other[3]) - max(tag[1], other[1]))
+        for other in placed
+    )
+
+
+def _draw_tag(canvas: UInt8, tag: tuple[int, int, int, int], text: str, color: Color, scale: float) -> None:
+    _, baseline = cv2.getTextSize(text, _FONT, scale, _stroke(scale))
+    pad = max(1, round(4 * scale))
+    cv2.rectangle(canvas, (tag[0], tag[1]), (tag[2] - 1, tag[3] - 1), color, cv2.FILLED)
+    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
+    at = (tag[0] + pad, tag[3] - baseline - pad // 2)
+    cv2.putText(canvas, text, at, _FONT, scale, ink, _stroke(scale), cv2.LINE_AA)

@@ -1,0 +1,1 @@
+"""From ground truth and detections to numbers, tables and pictures. Nothing here knows a model."""
