@@ -1,0 +1,183 @@
+"""Resize, scale jitter with crop, flip and padding: image, boxes and mask moved together by OpenCV.
+
+OpenCV is called directly: the geometry has to follow effdet's rounding, and Albumentations' own resize and crop do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from effdense.errors import UserError
+from effdense.transforms.base import BoxRule, check_fill, check_share, check_size, keep_boxes
+from effdense.types import IGNORE_INDEX, Float32, Sample, UInt8
+
+IMAGE_INTERPOLATION = cv2.INTER_LINEAR
+MASK_INTERPOLATION = cv2.INTER_NEAREST_EXACT
+"""INTER_NEAREST is half a pixel off against INTER_LINEAR; the exact one samples at pixel centres, as bilinear does."""
+
+
+def resized_size(size_hw: Sequence[int], target_hw: Sequence[float]) -> tuple[int, int]:
+    """Return the largest size of the same aspect that fits into the target.
+
+    The factor is the smaller of the two ratios and the product is cut, not rounded, as effdet's ``ResizePad`` does; no
+    side falls below one pixel.
+
+    Args:
+        size_hw: height and width, in pixels.
+        target_hw: what it has to fit into; need not be whole.
+    """
+    height, width = size_hw
+    scale = min(target_hw[0] / height, target_hw[1] / width)
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def _resize_to(sample: Sample, size_hw: tuple[int, int]) -> Sample:
+    height, width = sample.image.shape[:2]
+    if size_hw == (height, width):
+        return sample.replace(resized_size_hw=size_hw)
+    new_height, new_width = size_hw
+    image = np.asarray(cv2.resize(sample.image, (new_width, new_height), interpolation=IMAGE_INTERPOLATION), np.uint8)
+    mask = sample.mask
+    if mask is not None:
+        mask = np.asarray(cv2.resize(mask, (new_width, new_height), interpolation=MASK_INTERPOLATION), np.uint8)
+    factors = np.array([new_width / width, new_height / height] * 2, np.float64)
+    boxes = (sample.boxes_xyxy * factors).astype(np.float32)
+    return sample.replace(image=image, boxes_xyxy=boxes, mask=mask, resized_size_hw=size_hw)
+
+
+class Resize:
+    """Resize with the aspect kept so that the image fits into a size; no padding, and no box dropped or clipped."""
+
+    def __init__(self, size_hw: Sequence[int]) -> None:
+        """Check the size.
+
+        Args:
+            size_hw: what the image has to fit into, in pixels.
+
+        Raises:
+            UserError: not two positive whole numbers.
+        """
+        self.size_hw = check_size(size_hw)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Return the resized sample; nothing is drawn from ``rng``."""
+        return _resize_to(sample, resized_size(sample.image.shape[:2], self.size_hw))
+
+
+class RandomScaleCrop:
+    """Scale jitter: resize to a random multiple of the target, then crop a random window of the target's size.
+
+    The factor is uniform in ``scale`` and multiplies the target; what is smaller than the target is left for ``Pad``,
+    what is larger loses all but one window, whose offset is uniform. Same distribution and rounding as effdet's
+    ``RandomResizePad``; the range 0.1 to 2 is EfficientDet's (Tan et al. 2020, section 5.1).
+    """
+
+    def __init__(
+        self, size_hw: Sequence[int], scale: tuple[float, float] = (0.1, 2.0), boxes: BoxRule | None = None
+    ) -> None:
+        """Check the parameters.
+
+        Args:
+            size_hw: the target, in pixels.
+            scale: least and greatest factor, applied to the target's sides.
+            boxes: which boxes stay after the crop.
+
+        Raises:
+            UserError: a size or a range that makes no sense.
+        """
+        self.size_hw = check_size(size_hw)
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] or not np.isfinite(scale[1]):
+            raise UserError(f"scale is a range of two positive factors, the smaller first, got {scale}")
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.boxes = boxes or BoxRule()
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Return the sample, no larger than the target in height and in width."""
+        factor = rng.uniform(*self.scale)
+        scaled_hw = resized_size(sample.image.shape[:2], [factor * side for side in self.size_hw])
+        top, left = (
+            int(max(0, scaled - side) * rng.random()) for scaled, side in zip(scaled_hw, self.size_hw, strict=True)
+        )
+        sample = _resize_to(sample, scaled_hw)
+        if scaled_hw[0] > self.size_hw[0] or scaled_hw[1] > self.size_hw[1]:
+            window = (slice(top, top + self.size_hw[0]), slice(left, left + self.size_hw[1]))
+            image = np.ascontiguousarray(sample.image[window])
+            mask = None if sample.mask is None else np.ascontiguousarray(sample.mask[window])
+            sample = sample.replace(image=image, mask=mask, resized_size_hw=image.shape[:2])
+        moved = sample.boxes_xyxy - np.array([left, top, left, top], np.float32)
+        return keep_boxes(sample, moved, self.boxes)
+
+
+class Flip:
+    """Mirror left to right and top to bottom, each with its own probability; no box is clipped."""
+
+    def __init__(self, horizontal: float = 0.5, vertical: float = 0.0) -> None:
+        """Check the probabilities.
+
+        Args:
+            horizontal: probability of exchanging left and right.
+            vertical: probability of exchanging top and bottom.
+
+        Raises:
+            UserError: a probability outside 0..1.
+        """
+        check_share("the probability of a horizontal flip", horizontal)
+        check_share("the probability of a vertical flip", vertical)
+        self.horizontal = horizontal
+        self.vertical = vertical
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Return the sample, flipped or not."""
+        across, down = rng.random() < self.horizontal, rng.random() < self.vertical
+        if not across and not down:
+            return sample
+        code = -1 if across and down else int(across)
+        height, width = sample.image.shape[:2]
+        boxes: Float32 = sample.boxes_xyxy.copy()
+        if across:
+            boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        if down:
+            boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+        image = np.asarray(cv2.flip(sample.image, code), np.uint8)
+        mask = None if sample.mask is None else np.asarray(cv2.flip(sample.mask, code), np.uint8)
+        return sample.replace(image=image, boxes_xyxy=boxes, mask=mask)
+
+
+class Pad:
+    """Pad to a size at the bottom and the right: the image with a colour, the mask with 255; boxes stay."""
+
+    def __init__(self, size_hw: Sequence[int], fill: Sequence[int]) -> None:
+        """Check the parameters.
+
+        Args:
+            size_hw: height and width afterwards, in pixels.
+            fill: colour of the padding, RGB in 0..255; the mean that the backbone's weights were trained with.
+
+        Raises:
+            UserError: a size or a colour that makes no sense.
+        """
+        self.size_hw = check_size(size_hw)
+        self.fill = check_fill(fill)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Return the sample at the full size; nothing is drawn from ``rng``.
+
+        Raises:
+            UserError: the image is larger than the size.
+        """
+        height, width = sample.image.shape[:2]
+        down, right = self.size_hw[0] - height, self.size_hw[1] - width
+        if down < 0 or right < 0:
+            raise UserError(f"an image of {height} x {width} cannot be padded to {self.size_hw}: resize it first")
+        if down == 0 and right == 0:
+            return sample
+        image = _padded(sample.image, down, right, self.fill)
+        mask = None if sample.mask is None else _padded(sample.mask, down, right, (IGNORE_INDEX,) * 3)
+        return sample.replace(image=image, mask=mask)
+
+
+def _padded(image: UInt8, down: int, right: int, fill: tuple[int, int, int]) -> UInt8:
+    return np.asarray(cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_CONSTANT, value=fill), np.uint8)

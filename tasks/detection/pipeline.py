@@ -1,0 +1,367 @@
+"""From an index of labelled images to batches: the transforms of training and evaluation, the sampler, the loaders.
+
+What is drawn for an image is a function of the seed, the epoch and the position of the image in its index, and of
+nothing else: not of the worker that happens to load it, of how many there are, of the batch size, or of what was drawn
+before. So a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, Protocol, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from effdense.datasets.collate import collate
+from effdense.errors import UserError
+from effdense.transforms import (
+    BoxRule,
+    Compose,
+    Flip,
+    Pad,
+    Photometric,
+    RandAugment,
+    RandomScaleCrop,
+    Resize,
+    Transform,
+)
+from effdense.transforms.base import check_share
+from effdense.types import Batch, Sample
+
+Key = tuple[int, int]
+"""An epoch and the position of an image in its index."""
+
+_ORDER, _IMAGE = 1, 2
+_FULL_PHOTOMETRIC = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.04}
+
+
+class SampleSource(Protocol):
+    """What is asked of an index: how many images, and each of them."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, position: int, /) -> Sample:
+        """Read the image at a position, with its boxes."""
+        ...
+
+
+def train_transform(
+    *,
+    image_size_hw: Sequence[int],
+    fill: Sequence[int],
+    scale: tuple[float, float] = (0.1, 2.0),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    photometric: float = 0.0,
+    randaugment_ops: int = 0,
+    randaugment_magnitude: float = 5.0,
+    min_visible: float = 0.1,
+    min_box_size: float = 1.0,
+) -> Transform:
+    """Return the augmentation of training, up to the padded image.
+
+    Colours are changed after the crop, when the image is smallest, and before padding, so that the padding keeps
+    exactly the colour that evaluation pads with.
+
+    Args:
+        image_size_hw: size of the padded image, in pixels.
+        fill: colour of the padding, RGB in 0..255 (``mean_fill`` of the backbone's mean).
+        scale: range of the scale jitter, as multiples of the image size; (1, 1) is evaluation's resize.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        photometric: strength 0..1 of random brightness, contrast, saturation (each +- 40 % at 1) and hue (+- 4 % of the
+            colour circle at 1), given to four images in five; 0 leaves it out.
+        randaugment_ops: RandAugment operations per image; 0 leaves it out.
+        randaugment_magnitude: their strength, 0..10.
+        min_visible: share of a box's area that must survive a crop or a warp, or the box is dropped.
+        min_box_size: least width and height of a box after a crop or a warp, in pixels, or the box is dropped.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    rule = BoxRule(min_size=min_box_size, min_visible=min_visible)
+    check_share("photometric", photometric)
+    steps: list[Transform] = [RandomScaleCrop(image_size_hw, scale, rule), Flip(hflip, vflip)]
+    if photometric > 0:
+        steps.append(Photometric(**{name: photometric * full for name, full in _FULL_PHOTOMETRIC.items()}))
+    if randaugment_ops != 0:
+        steps.append(RandAugment(randaugment_ops, randaugment_magnitude, fill, boxes=rule))
+    return Compose((*steps, Pad(image_size_hw, fill)))
+
+
+def eval_transform(image_size_hw: Sequence[int], fill: Sequence[int]) -> Transform:
+    """Return the geometry of evaluation and prediction: resize with the aspect kept, pad at the bottom and the right.
+
+    Every box is kept, and scaled only.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    return Compose((Resize(image_size_hw), Pad(image_size_hw, fill)))
+
+
+class DetectionData(Dataset[Sample]):
+    """Transformed samples of an index, addressed by (epoch, position)."""
+
+    def __init__(self, index: SampleSource, transform: Transform, seed: int = 0) -> None:
+        """Hold index and transform.
+
+        Raises:
+            UserError: a negative seed.
+        """
+        self.index = index
+        self.transform = transform
+        self.seed = _checked_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Return the sample that this epoch makes of the image at this position.
+
+        Raises:
+            UserError: the image cannot be read; the message names its file.
+        """
+        epoch, position = key
+        try:
+            sample = self.index.sample(position)
+        except OSError as error:
+            raise UserError(f"image {position} of the data set cannot be read: {error}") from error
+        return self.transform(sample, np.random.default_rng((self.seed, epoch, position, _IMAGE)))
+
+
+class EpochSampler(Sampler[Key]):
+    """Yields (epoch, position), in an order that is a function of the seed and the epoch.
+
+    Each pass is one epoch and moves on to the next by itself, so that forgetting ``set_epoch`` cannot repeat an epoch's
+    augmentations; ``set_epoch`` is for resuming. In a distributed run each rank takes every world_size-th position.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        equal_length: bool = True,
+    ) -> None:
+        """Start before epoch 0.
+
+        Args:
+            num_images: length of the index.
+            seed: decides the order of every epoch.
+            shuffle: a new order each epoch; else the order of the index.
+            rank: this process, 0..world_size - 1.
+            world_size: processes of the run.
+            equal_length: give every rank as many images as the others, by repeating some; a gradient needs it, an
+                evaluation must not have it.
+
+        Raises:
+            UserError: no image at all, or a negative seed.
+        """
+        if num_images < 1:
+            raise UserError("there is no image to load: the data set is empty")
+        assert 0 <= rank < world_size
+        self.num_images = num_images
+        self.seed = _checked_seed(seed)
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.equal_length = equal_length
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Say which epoch the next pass is, and how many of this rank's images it leaves out at its beginning."""
+        self.epoch = epoch
+        self.start = start
+
+    def __len__(self) -> int:
+        """Count the images of a whole pass of this rank."""
+        if self.equal_length:
+            return -(-self.num_images // self.world_size)
+        return len(range(self.rank, self.num_images, self.world_size))
+
+    def __iter__(self) -> Iterator[Key]:
+        """Return the keys of this epoch, and make the next pass the next epoch."""
+        epoch, start = self.epoch, self.start
+        self.set_epoch(epoch + 1)
+        order: npt.NDArray[np.int64] = np.arange(self.num_images)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch, 0, _ORDER)).permutation(self.num_images)
+        if self.equal_length:
+            order = np.resize(order, len(self) * self.world_size)
+        return iter([(epoch, position) for position in order[self.rank :: self.world_size][start:].tolist()])
+
+
+class BatchLoader:
+    """Batches of one epoch per pass, loaded by worker processes that live as long as the loader.
+
+    A UserError raised in a worker arrives here as it was raised; PyTorch's own loader would wrap it in a traceback.
+    """
+
+    def __init__(
+        self,
+        data: DetectionData,
+        sampler: EpochSampler,
+        *,
+        batch_size: int,
+        workers: int,
+        device: torch.device | str,
+        drop_last: bool,
+    ) -> None:
+        """Build the PyTorch loader; workers start with the first pass.
+
+        Args:
+            data: what is loaded.
+            sampler: in which order.
+            batch_size: images per batch and process.
+            workers: worker processes; 0 loads in this one.
+            device: where the batches will go; for a CUDA device they come in page-locked memory.
+            drop_last: leave out an incomplete last batch.
+
+        Raises:
+            UserError: a batch size below 1 or a negative number of workers.
+        """
+        if batch_size < 1:
+            raise UserError(f"the batch size is at least 1, got {batch_size}")
+        if workers < 0:
+            raise UserError(f"the number of workers is 0 or more, got {workers}")
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self._loader: DataLoader[Any] = DataLoader(
+            cast("Dataset[Any]", _Batches(data)),
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            drop_last=drop_last,
+            collate_fn=_as_it_is,
+            pin_memory=torch.device(device).type == "cuda",
+            worker_init_fn=init_worker,
+            persistent_workers=workers > 0,
+            # Forked workers share the index's columns and the imports. Elsewhere fork is unsafe or absent: the default.
+            multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
+        )
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Say which epoch the next pass is, and how many of its images to skip; without it, passes count up from 0."""
+        self.sampler.set_epoch(epoch, start)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the next epoch.
+
+        Raises:
+            UserError: an image cannot be read; the message names its file.
+        """
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def train_loader(
+    index: SampleSource,
+    transform: Transform,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> BatchLoader:
+    """Return shuffled batches of equal size.
+
+    What does not fill a last batch is left out of that epoch, as a batch of one or two would unsettle BatchNorm; the
+    order is new in each, so no image is left out for good. Fewer images than one batch make one smaller batch.
+
+    Args:
+        index: the images.
+        transform: from ``train_transform``.
+        batch_size: images per batch and process.
+        workers: worker processes; 0 loads in this one, with the same result.
+        seed: decides order and augmentation of every epoch.
+        device: where the batches will go; for a CUDA device they come in page-locked memory.
+        rank: this process, 0..world_size - 1.
+        world_size: processes of the run; each gets as many batches as the others.
+
+    Raises:
+        UserError: an empty index, or a value out of range.
+    """
+    sampler = EpochSampler(len(index), seed=seed, shuffle=True, rank=rank, world_size=world_size)
+    data = DetectionData(index, transform, seed)
+    drop_last = len(sampler) >= batch_size
+    return BatchLoader(data, sampler, batch_size=batch_size, workers=workers, device=device, drop_last=drop_last)
+
+
+def eval_loader(
+    index: SampleSource,
+    transform: Transform,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> BatchLoader:
+    """Return every image once, in the order of the index, the last batch as small as it comes.
+
+    Args:
+        index: the images.
+        transform: from ``eval_transform``.
+        batch_size: images per batch and process.
+        workers: worker processes; 0 loads in this one.
+        device: where the batches will go; for a CUDA device they come in page-locked memory.
+        rank: this process, 0..world_size - 1; it gets every world_size-th image, and none is repeated.
+        world_size: processes of the run.
+
+    Raises:
+        UserError: an empty index, or a value out of range.
+    """
+    sampler = EpochSampler(len(index), shuffle=False, rank=rank, world_size=world_size, equal_length=False)
+    data = DetectionData(index, transform)
+    return BatchLoader(data, sampler, batch_size=batch_size, workers=workers, device=device, drop_last=False)
+
+
+def init_worker(worker: int) -> None:
+    """Prepare a worker process: one thread for OpenCV and PyTorch each, and Ctrl-C left to the main process."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Batches(Sized):
+    """The data set that PyTorch's loader sees: whole batches, or the error that kept one from being made."""
+
+    def __init__(self, data: DetectionData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | UserError:
+        try:
+            return collate([self.data[key] for key in keys])
+        except UserError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _checked_seed(seed: int) -> int:
+    if seed < 0:
+        raise UserError(f"the seed is a whole number from 0 on, got {seed}")
+    return seed
