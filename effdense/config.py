@@ -227,7 +227,7 @@ def _read_yaml(cls: type[Any], path: Path) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise UserError(f"{path}{where}: is not valid YAML ({problem}).") from None
-    if root is None:
+    if root is None or root.tag == "tag:yaml.org,2002:null":
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path}, line {_line(root)}: expected settings as 'name: value', came something else.")
