@@ -71,6 +71,21 @@ class CocoResult:
     num_detections: int
     notes: tuple[str, ...] = ()
 
+    @property
+    def map(self) -> float:
+        """AP, the mean over IoU 0.50:0.95; 0 where there is no object to find."""
+        return float(np.nan_to_num(self.metrics["AP"]))
+
+    @property
+    def map50(self) -> float:
+        """AP at IoU 0.5; 0 where there is no object to find."""
+        return float(np.nan_to_num(self.metrics["AP50"]))
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """The twelve, as JSON has them: None where there is no object to find."""
+        return {key: None if math.isnan(value) else value for key, value in self.metrics.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON: NaN is None."""
         per_class = zip(
@@ -79,7 +94,7 @@ class CocoResult:
         )  # fmt: skip
         keys = ("name", "category_id", "instances", "AP", "AP50", "AP75", "AR")
         return {
-            "metrics": {key: jsonable(value) for key, value in self.metrics.items()},
+            "metrics": self.numbers,
             "per_class": [dict(zip(keys, row, strict=True)) for row in per_class],
             "iou_type": self.iou_type,
             "backend": self.backend,
