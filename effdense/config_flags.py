@@ -11,6 +11,10 @@ from effdense.config_values import NONE_WORDS, Word, describe, is_tuple, sentenc
 from effdense.errors import UserError, nearest
 
 
+_OPTIONAL_METAVARS: dict[Any, str] = {int | None: "INT", float | None: "FLOAT", str | None: "STR", Path | None: "PATH"}
+"""How the help shows what may also be none; tyro's own ``{None}|INT`` hides the plain word."""
+
+
 def flag(name: str) -> str:
     """Return the flag of a field: ``image_size`` is ``--image-size``."""
     return "--" + name.replace("_", "-")
@@ -96,14 +100,16 @@ def print_help(
 
     rows: list[tuple[str, Any, Any]] = []
     for name, hint in hints.items():
-        markers = [tyro.conf.arg(help=documents.get(name, ""))]
+        metavar = name.upper() if name in positional else _OPTIONAL_METAVARS.get(hint)
+        markers = [tyro.conf.arg(help=documents.get(name, ""), metavar=metavar)]
         if name in positional:
-            markers = [tyro.conf.arg(help=documents.get(name, ""), metavar=name.upper()), tyro.conf.Positional]
+            markers.append(tyro.conf.Positional)
         shown: Any = Annotated.__class_getitem__((hint, *markers))  # type: ignore[attr-defined]
         field = dataclasses.field(default=defaults[name]) if name in defaults else dataclasses.field()
         rows.append((name, shown, field))
     about = "YAML file of settings by their names, as in image_size: 320; flags override it."
-    rows.append(("config", Annotated[Path | None, tyro.conf.arg(help=about)], dataclasses.field(default=None)))
+    config_file = Annotated[Path | None, tyro.conf.arg(help=about, metavar="FILE")]
+    rows.append(("config", config_file, dataclasses.field(default=None)))
     tyro.cli(
         dataclasses.make_dataclass("Settings", rows, kw_only=True), prog=prog, description=description, args=["-h"]
     )
