@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -27,9 +28,11 @@ from effdense.backbones.sources import (
 from effdense.backbones.specs import BackboneSpec
 from effdense.backbones.statistics import Triple, triple
 from effdense.backbones.weights import load_complete, read_state
-from effdense.errors import UserError
+from effdense.errors import UserError, nearest
 
 _LOG = logging.getLogger("effdense")
+
+_SOURCES = ("auto", "imagenet", "none")
 
 _GENERATORS = {
     "b": "_gen_efficientnet",
@@ -120,6 +123,9 @@ def _find_weights(spec: BackboneSpec, weights: str, *, scaled: bool, offline: bo
     if weights == "none":
         return None
     if weights not in ("auto", "imagenet"):
+        if not Path(weights).exists() and Path(weights).name == str(weights):
+            near = nearest(weights, _SOURCES)
+            raise UserError(f"weights is {weights!r}, which is no file; expected {', '.join(_SOURCES)} or a file{near}")
         state, header = read_state(weights)
         lite = spec.family == "lite" and "_conv_stem.weight" in state
         mean, std = (LITE_MEAN, LITE_STD) if lite else pretrained_statistics(spec)

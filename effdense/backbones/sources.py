@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import logging
 import os
 import shutil
+import ssl
 import threading
 import urllib.error
 import urllib.request
@@ -173,7 +175,9 @@ def _probe(url: str, seconds: float) -> str | None:
         except urllib.error.HTTPError:
             outcome.append(None)  # it answered
         except (OSError, ValueError) as error:
-            outcome.append(str(getattr(error, "reason", error)))
+            reason = getattr(error, "reason", error)
+            # a certificate that is unknown here may be known to the hub's client, which reads other settings
+            outcome.append(None if isinstance(reason, ssl.SSLCertVerificationError) else str(reason))
         else:
             outcome.append(None)
 
@@ -191,7 +195,9 @@ def _keep(downloaded: Path, cached: Path) -> Path:
         shutil.copyfile(downloaded, beside)
         os.replace(beside, cached)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         _LOG.info("weights are used but not kept in %s: %s", cached.parent, error)
         return downloaded
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
     return cached
