@@ -119,9 +119,7 @@ def _load(path: Path) -> _Json:
         raise UserError(f"annotation file {path} cannot be read ({error})") from error
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        came = (
-            f"keys {', '.join(list(content)[:_SHOWN])}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        )
+        came = f"keys {', '.join(list(content)[:_SHOWN])}" if isinstance(content, dict) else type(content).__name__
         hint = "; this may be a results file, not ground truth" if isinstance(content, list) else ""
         raise UserError(f"{path} is no COCO annotation file: expected lists {', '.join(parts)}, got {came}{hint}")
     return content

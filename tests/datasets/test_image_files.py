@@ -1,0 +1,125 @@
+"""Reading image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from effdense.datasets.images import read_header, read_rgb
+from effdense.errors import UserError
+
+ORIENTATION = 0x0112
+
+
+def _sideways(path: Path, orientation: int = 6) -> np.ndarray:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+    return pixels
+
+
+def _modes() -> dict[str, Image.Image]:
+    grey = np.tile(np.arange(60, dtype=np.uint8) * 4, (40, 1))
+    colour = Image.fromarray(np.stack([grey, grey[:, ::-1], grey // 2], axis=-1))
+    return {
+        "grey.png": Image.fromarray(grey),
+        "grey.jpg": Image.fromarray(grey),
+        "grey16.png": Image.fromarray(grey.astype(np.uint16) * 256),
+        "palette.png": colour.quantize(16),
+        "palette.gif": colour.quantize(16),
+        "rgba.png": colour.convert("RGBA"),
+        "bits.png": Image.fromarray(grey > 99),
+        "cmyk.jpg": colour.convert("CMYK"),
+        "rgb.bmp": colour,
+        "rgb.webp": colour,
+        "rgb.tif": colour,
+        "one_pixel.png": colour.crop((0, 0, 1, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", _modes())
+def test_every_kind_of_image_becomes_rgb(name: str, tmp_path: Path) -> None:
+    picture = _modes()[name]
+    picture.save(tmp_path / name)
+    image = read_rgb(tmp_path / name)
+    assert image.dtype == np.uint8
+    assert image.shape == (picture.height, picture.width, 3)
+    assert read_header(tmp_path / name).size_hw == image.shape[:2]
+    if name.startswith("grey"):
+        assert np.array_equal(image[..., 0], image[..., 2])
+        assert np.abs(image[20, :, 0].astype(int) - np.arange(60) * 4).max() <= 2
+
+
+def test_channels_come_in_the_order_red_green_blue(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "red.png"), np.full((2, 3, 3), (0, 0, 255), np.uint8))
+    assert read_rgb(tmp_path / "red.png")[0, 0].tolist() == [255, 0, 0]
+
+
+def test_names_beyond_ascii_can_be_read(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2)).save(tmp_path / "häuser ü 図.png")
+    assert read_rgb(tmp_path / "häuser ü 図.png").shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("stated", "orientation", "shape", "turned"),
+    [
+        pytest.param((60, 40), 6, (60, 40), True, id="turned-when-that-fits"),
+        pytest.param((60, 40), 8, (60, 40), True, id="turned-the-other-way"),
+        pytest.param((40, 60), 6, (40, 60), False, id="left-when-it-fits-as-stored"),
+        pytest.param(None, 6, (40, 60), False, id="left-when-no-size-is-stated"),
+        pytest.param((40, 60), 3, (40, 60), False, id="upside-down-fits-as-stored"),
+    ],
+)
+def test_exif_rotation_is_applied_only_when_the_size_then_matches(
+    stated: tuple[int, int] | None, orientation: int, shape: tuple[int, int], turned: bool, tmp_path: Path
+) -> None:
+    pixels = _sideways(tmp_path / "x.jpg", orientation)
+    image = read_rgb(tmp_path / "x.jpg", stated)
+    assert image.shape[:2] == shape
+    expected = np.rot90(pixels, 3 if orientation == 6 else 1) if turned else pixels
+    assert np.abs(image.astype(int) - expected).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_size_that_no_rotation_explains_is_an_error_with_both_sizes(orientation: int, tmp_path: Path) -> None:
+    _sideways(tmp_path / "x.jpg", orientation)
+    with pytest.raises(UserError, match=r"x\.jpg is 60x40 pixels, but its annotation states 61x40"):
+        read_rgb(tmp_path / "x.jpg", (40, 61))
+
+
+def _break(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    contents = {"empty": b"", "cut": data[: len(data) // 2], "text": b"hello", "zeros": bytes(100), "header": data[:30]}
+    path.write_bytes(contents[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "text", "zeros", "header"])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_broken_image_is_an_error_that_names_it(suffix: str, how: str, tmp_path: Path, write_image) -> None:
+    path = write_image(tmp_path / f"broken.{suffix}")
+    _break(path, how)
+    with pytest.raises(UserError, match=f"broken.{suffix} cannot be read"):
+        read_header(path)
+    with pytest.raises(UserError, match=f"broken.{suffix} cannot be read"):
+        read_rgb(path)
+
+
+def test_a_missing_image_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for read in (read_header, read_rgb):
+        with pytest.raises(UserError, match=r"none\.jpg does not exist"):
+            read(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_data_behind_a_sound_image_does_no_harm(suffix: str, tmp_path: Path, write_image) -> None:
+    path = write_image(tmp_path / f"motion.{suffix}")
+    before = read_rgb(path)
+    path.write_bytes(path.read_bytes() + bytes(20_000))
+    assert read_header(path).size_hw == (40, 60)
+    assert np.array_equal(read_rgb(path), before)
