@@ -29,7 +29,16 @@ _WHERE = {
     "load": "effdense.loading",
 }
 
-__all__ = ["Batch", "Detections", "Sample", "__version__", "compound_scaling", "create_backbone", "list_backbones", "load"]
+__all__ = [
+    "Batch",
+    "Detections",
+    "Sample",
+    "__version__",
+    "compound_scaling",
+    "create_backbone",
+    "list_backbones",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,8 @@ from __future__ import annotations
 class UserError(ValueError):
     """Something the user handed in cannot be used.
 
-    The message is one sentence or a few that say what came, what was expected and what to do; for data it names file and
-    line or annotation id. The command line prints the message without a traceback and exits with code 2. It is a
+    The message is one sentence or a few that say what came, what was expected and what to do; for data it names file
+    and line or annotation id. The command line prints the message without a traceback and exits with code 2. It is a
     ValueError, so that callers of the Python API need not know this class.
     """
 

@@ -11,7 +11,7 @@ from effdense.errors import UserError
 from effdense.necks.bifpn import BiFPN
 from effdense.tasks.detection.anchors import Anchors
 from effdense.tasks.detection.head import DetectionHead
-from effdense.tasks.detection.specs import EfficientDetSpec, get_spec, spec_for_backbone
+from effdense.tasks.detection.specs import EfficientDetSpec, get_spec, overridden, spec_for_backbone
 from effdense.tasks.detection.weights import load_coco, load_detector, read_weights
 
 BACKBONE_WEIGHTS = ("auto", "imagenet", "none")
@@ -48,7 +48,7 @@ class EfficientDet(nn.Module):
 
 
 def create_efficientdet(
-    arch: str,
+    arch: str | EfficientDetSpec,
     num_classes: int,
     *,
     backbone: str | Backbone | None = None,
@@ -61,7 +61,7 @@ def create_efficientdet(
 
     Args:
         arch: ``"d0"`` to ``"d7"``, ``"d7x"``, ``"lite0"`` to ``"lite4"``, ``"lite3x"``, or ``"auto"``: what goes with
-            the backbone.
+            the backbone; or the constants themselves.
         num_classes: K.
         backbone: name of the backbone, or one ready made; default is the configuration's own.
         weights: ``"auto"``, ``"imagenet"`` or ``"none"`` concern the backbone, as for ``create_backbone``; ``"coco"``
@@ -73,7 +73,7 @@ def create_efficientdet(
     Raises:
         UserError: for an unknown name, a constant that does not exist, or weights that cannot be had or do not fit.
     """
-    spec = _choose_spec(arch, backbone, overrides)
+    spec = choose_spec(arch, backbone, **overrides)
     file = None if weights in (*BACKBONE_WEIGHTS, "coco") else read_weights(weights)
     whole = weights == "coco" or (file is not None and file.is_detector)
     if not isinstance(backbone, Backbone):
@@ -88,7 +88,12 @@ def create_efficientdet(
     return model
 
 
-def _choose_spec(arch: str, backbone: str | Backbone | None, overrides: dict[str, Any]) -> EfficientDetSpec:
+def choose_spec(
+    arch: str | EfficientDetSpec, backbone: str | Backbone | None = None, **overrides: Any
+) -> EfficientDetSpec:
+    """Return the constants that `create_efficientdet` would build with; the arguments are as there."""
+    if isinstance(arch, EfficientDetSpec):
+        return overridden(arch, overrides)
     name = backbone.name if isinstance(backbone, Backbone) else backbone
     if arch == "auto":
         return spec_for_backbone(name or "b0", **overrides)

@@ -243,6 +243,7 @@ class BatchLoader:
             sampler=sampler,
             num_workers=workers,
             drop_last=drop_last,
+            generator=torch.Generator(),  # its own, so as not to draw from the one that the model draws from
             collate_fn=_as_it_is,
             pin_memory=torch.device(device).type == "cuda",
             worker_init_fn=init_worker,

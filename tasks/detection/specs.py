@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +136,7 @@ def get_spec(name: str, **overrides: Any) -> EfficientDetSpec:
     short = name.lower().removeprefix("tf_").removeprefix("efficientdet_").removeprefix("efficientdet-")
     if short not in SPECS:
         raise UserError(f"EfficientDet {name!r} is unknown{nearest(short, list(SPECS))}; known are {', '.join(SPECS)}")
-    return _override(SPECS[short], overrides)
+    return overridden(SPECS[short], overrides)
 
 
 def spec_for_backbone(name: str, **overrides: Any) -> EfficientDetSpec:
@@ -162,11 +161,9 @@ def spec_for_backbone(name: str, **overrides: Any) -> EfficientDetSpec:
             break
     else:
         parameters = _parameters_m(found)
-        distances = {
-            row: abs(math.log(parameters / _parameters_m(resolve_backbone(SPECS[row].backbone)))) for row in rows
-        }
+        distances = {row: abs(parameters - _parameters_m(resolve_backbone(SPECS[row].backbone))) for row in rows}
         row = min(distances, key=distances.__getitem__)
-    return _override(dataclasses.replace(SPECS[row], backbone=name), overrides)
+    return overridden(dataclasses.replace(SPECS[row], backbone=name), overrides)
 
 
 def _parameters_m(spec: BackboneSpec) -> float:
@@ -181,10 +178,22 @@ def _parameters_m(spec: BackboneSpec) -> float:
     return sum(parameter.numel() for parameter in network.parameters()) / 1e6
 
 
-def _override(spec: EfficientDetSpec, overrides: dict[str, Any]) -> EfficientDetSpec:
+def overridden(spec: EfficientDetSpec, overrides: dict[str, Any]) -> EfficientDetSpec:
+    """Return the constants with some replaced; None leaves one as it is.
+
+    Raises:
+        UserError: for an unknown constant, with the nearest known one.
+    """
     known = [field.name for field in dataclasses.fields(spec) if field.name not in ("name", "source")]
     for key in overrides:
         if key not in known:
             raise UserError(f"EfficientDet has no constant {key!r}{nearest(key, known)}; it has {', '.join(known)}")
     changes = {key: value for key, value in overrides.items() if value is not None}
     return dataclasses.replace(spec, **changes) if changes else spec
+
+
+def spec_from_dict(values: dict[str, Any]) -> EfficientDetSpec:
+    """Return the constants that `dataclasses.asdict` took apart, after a way through JSON."""
+    ratios = tuple((float(wide), float(high)) for wide, high in values["aspect_ratios"])
+    lists = {name: tuple(values[name]) for name in ("mean", "std")}
+    return EfficientDetSpec(**{**values, **lists, "aspect_ratios": ratios})

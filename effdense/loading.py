@@ -1,0 +1,32 @@
+"""effdense.load: a model file back into something that predicts."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from effdense.errors import UserError
+from effdense.training.checkpoint import read_header
+
+_LOADERS = {"detection": ("effdense.tasks.detection.predict", "load_detector")}
+
+
+def load(path: str | Path) -> Any:
+    """Load a trained model from the one file a run leaves behind; downloads nothing.
+
+    Args:
+        path: a .safetensors file that effdense wrote.
+
+    Returns:
+        What the file's task predicts with, such as a `effdense.tasks.detection.predict.Detector`.
+
+    Raises:
+        UserError: there is no such file, or it is no model of effdense.
+    """
+    path = Path(path)
+    task = read_header(path).get("task")
+    if task not in _LOADERS:
+        raise UserError(f"{path} is a model for {task!r}; this version of effdense knows {', '.join(_LOADERS)}")
+    module, name = _LOADERS[task]
+    return getattr(importlib.import_module(module), name)(path)

@@ -1,0 +1,99 @@
+"""Score a detector on a labelled data set. The boxes come from `Detector.detect`, the very code of prediction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from effdense.datasets.index import DetectionIndex
+from effdense.errors import UserError
+from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
+from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
+from effdense.tasks.detection.metrics.tables import DetectionTable
+from effdense.tasks.detection.pipeline import eval_loader
+from effdense.tasks.detection.predict import Detector
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores, and what they were computed from.
+
+    Attributes:
+        coco: COCO's numbers.
+        truth: the labelled boxes.
+        detections: what the detector found, in the data set's own ids.
+        images_per_second: from image file to detections.
+    """
+
+    coco: CocoResult
+    truth: GroundTruthTable
+    detections: DetectionTable
+    images_per_second: float
+
+    @property
+    def map(self) -> float:
+        """COCO's mAP, IoU 0.50 to 0.95, in 0..1; 0 where there is nothing to find."""
+        return max(0.0, self.coco.metrics["AP"]) if self.coco.metrics["AP"] == self.coco.metrics["AP"] else 0.0
+
+
+def evaluate(
+    detector: Detector,
+    index: DetectionIndex,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    evaluator: str = "hotcoco",
+    max_detections: Sequence[int] | None = None,
+) -> Evaluation:
+    """Detect on every image of a data set and score the detections.
+
+    Args:
+        detector: its classes must be the data set's.
+        index: a labelled data set.
+        batch_size: images in a forward pass.
+        workers: processes that load images.
+        evaluator: ``hotcoco`` or ``pycocotools``.
+        max_detections: COCO's three limits; 1, 10, 100 by default.
+
+    Raises:
+        UserError: the classes differ, or an image cannot be read.
+    """
+    check_classes(detector.class_names, index)
+    truth = GroundTruthTable.from_index(index)
+    found = []
+    image_ids: list[int] = []
+    started = time.perf_counter()
+    loader = eval_loader(index, detector.transform, batch_size=batch_size, workers=workers, device=detector.device)
+    for batch in loader:
+        found += detector.detect(batch)
+        image_ids += batch.image_ids
+    seconds = time.perf_counter() - started
+    table = DetectionTable.from_detections(found, image_ids, index.category_ids)
+    coco = coco_metrics(truth, table, backend=evaluator, max_detections=max_detections or (1, 10, 100))
+    return Evaluation(coco, truth, table, len(index) / max(seconds, 1e-9))
+
+
+def check_classes(class_names: Sequence[str], index: DetectionIndex) -> None:
+    """Refuse to score a detector on a data set of other classes.
+
+    Raises:
+        UserError: names the first class that differs.
+    """
+    if tuple(class_names) == index.class_names:
+        return
+    if len(class_names) != len(index.class_names):
+        raise UserError(
+            f"the model has {len(class_names)} classes ({_few(class_names)}), {index.source} has "
+            f"{len(index.class_names)} ({_few(index.class_names)}): evaluate on the data set that it was trained for"
+        )
+    for number, (ours, theirs) in enumerate(zip(class_names, index.class_names, strict=True)):
+        if ours != theirs:
+            raise UserError(
+                f"class {number} is {ours!r} for the model and {theirs!r} in {index.source}: evaluate on the data set "
+                "that it was trained for"
+            )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

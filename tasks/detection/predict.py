@@ -1,0 +1,225 @@
+"""Run a detector on images: the one path that prediction, evaluation and the tools share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from effdense.backbones.weights import load_complete
+from effdense.datasets.collate import collate
+from effdense.datasets.images import read_rgb
+from effdense.errors import UserError
+from effdense.tasks.detection.model import EfficientDet, create_efficientdet
+from effdense.tasks.detection.pipeline import eval_transform
+from effdense.tasks.detection.postprocess import postprocess
+from effdense.tasks.detection.specs import spec_from_dict
+from effdense.training.checkpoint import read_header, read_tensors, save_model
+from effdense.transforms import mean_fill
+from effdense.types import Batch, Detections, Sample, UInt8
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    ImageInput = str | Path | UInt8 | Image
+
+TASK = "detection"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of a network's many boxes become detections.
+
+    Attributes:
+        score_threshold: boxes that score less are dropped.
+        nms: ``hard`` or ``soft`` (Gaussian).
+        nms_iou: overlap above which hard suppression drops a box of the same class.
+        max_detections: most detections an image.
+    """
+
+    score_threshold: float = 0.001
+    nms: str = "hard"
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+
+class Detector:
+    """A trained EfficientDet with all it needs to run: what `effdense.load` returns for a detector.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        class_names: in the order of the labels.
+        category_ids: the data set's own ids, for writing COCO results.
+        image_size: side of the square that images are fitted into, in pixels.
+        selection: which boxes become detections.
+        header: what the file says of itself: how it was trained and how it scored.
+    """
+
+    def __init__(
+        self,
+        model: EfficientDet,
+        class_names: Sequence[str],
+        *,
+        image_size: int,
+        category_ids: Sequence[int] | None = None,
+        selection: Selection | None = None,
+        header: dict[str, Any] | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids if category_ids is not None else range(1, len(self.class_names) + 1))
+        self.image_size = image_size
+        self.selection = selection or Selection()
+        self.header = header or {}
+        self.transform = eval_transform((image_size, image_size), fill=mean_fill(model.backbone.mean))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> Detector:
+        """Move the network and return the detector."""
+        self.model.to(device)
+        return self
+
+    def with_selection(self, **changes: Any) -> Detector:
+        """Return a detector on the same network with a changed `Selection`, such as ``score_threshold=0.3``."""
+        return self._like(self.model, replace(self.selection, **changes))
+
+    def with_model(self, model: EfficientDet) -> Detector:
+        """Return a detector that runs another network of the same kind, such as the moving average of this one."""
+        return self._like(model, self.selection)
+
+    def _like(self, model: EfficientDet, selection: Selection) -> Detector:
+        return Detector(
+            model,
+            self.class_names,
+            image_size=self.image_size,
+            category_ids=self.category_ids,
+            selection=selection,
+            header=self.header,
+        )
+
+    def predict(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 8) -> Any:
+        """Detect objects.
+
+        Args:
+            images: a path, an RGB array (H, W, 3) of uint8, a PIL image, or a list of them. A file with an EXIF
+                orientation is turned upright.
+            batch_size: images in a forward pass.
+
+        Returns:
+            Detections in pixels of the original image, best first; a list of them for a list.
+
+        Raises:
+            UserError: an image cannot be read, or is no RGB array of uint8.
+        """
+        if isinstance(images, (list, tuple)):
+            samples = (as_sample(image) for image in images)
+            return [found for batch in self._batches(samples, batch_size) for found in self.detect(batch)]
+        return self.detect(collate([self.transform(as_sample(images), np.random.default_rng(0))]))[0]
+
+    def _batches(self, samples: Iterator[Sample], batch_size: int) -> Iterator[Batch]:
+        rng = np.random.default_rng(0)  # the evaluation transform draws nothing
+        waiting: list[Sample] = []
+        for sample in samples:
+            waiting.append(self.transform(sample, rng))
+            if len(waiting) == batch_size:
+                yield collate(waiting)
+                waiting = []
+        if waiting:
+            yield collate(waiting)
+
+    @torch.inference_mode()
+    def detect(self, batch: Batch) -> list[Detections]:
+        """Detect objects in a batch that `transform` and `collate` made.
+
+        Returns:
+            One Detections an image, in pixels of the original image.
+        """
+        batch = batch.to(self.device)
+        size_hw = (batch.images.shape[-2], batch.images.shape[-1])
+        class_logits, box_codes = self.model(batch.images)
+        boxes, scores, labels, counts = postprocess(
+            class_logits,
+            box_codes,
+            self.model.anchors(size_hw),
+            image_size_hw=size_hw,
+            original_sizes_hw=batch.original_sizes_hw,
+            resized_sizes_hw=batch.resized_sizes_hw,
+            score_threshold=self.selection.score_threshold,
+            iou_threshold=self.selection.nms_iou,
+            nms=self.selection.nms,
+            max_detections=self.selection.max_detections,
+        )
+        columns = (boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy())
+        return [
+            Detections(columns[0][i, :n], columns[1][i, :n], columns[2][i, :n], self.class_names)
+            for i, n in enumerate(counts.tolist())
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write the whole detector to one safetensors file that `effdense.load` reads."""
+        backbone = self.model.backbone
+        assert self.model.spec is not None
+        header = {
+            **self.header,
+            "task": TASK,
+            "model": asdict(self.model.spec),
+            "class_names": list(self.class_names),
+            "category_ids": list(self.category_ids),
+            "preprocessing": {"mean": list(backbone.mean), "std": list(backbone.std), "image_size": self.image_size},
+            "selection": asdict(self.selection),
+        }
+        save_model(path, self.model, header)
+
+
+def as_sample(image: ImageInput) -> Sample:
+    """Turn whatever a user hands in into a Sample.
+
+    Raises:
+        UserError: a file cannot be read, or an array is no (H, W, 3) of uint8.
+    """
+    if isinstance(image, (str, Path)):
+        pixels = read_rgb(Path(image), None)
+    elif isinstance(image, np.ndarray):
+        pixels = image
+    elif hasattr(image, "convert"):
+        from PIL import ImageOps
+
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    else:
+        raise UserError(f"an image is a path, an RGB array or a PIL image, not a {type(image).__name__}")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise UserError(f"an image array is uint8 (H, W, 3) in RGB order, not {pixels.dtype} {pixels.shape}")
+    size_hw = (pixels.shape[0], pixels.shape[1])
+    return Sample(image=pixels, original_size_hw=size_hw, resized_size_hw=size_hw)
+
+
+def load_detector(path: Path) -> Detector:
+    """Read a detector that `Detector.save` or a training run wrote; needs nothing else and downloads nothing.
+
+    Raises:
+        UserError: the file is no detector, or its tensors do not fit its header.
+    """
+    header = read_header(path)
+    if header.get("task") != TASK:
+        raise UserError(f"{path} is a model for {header.get('task')}, not for {TASK}")
+    preprocessing = header["preprocessing"]
+    spec = spec_from_dict(header["model"])
+    model = create_efficientdet(spec, len(header["class_names"]))
+    model.backbone.set_statistics(preprocessing["mean"], preprocessing["std"])
+    load_complete(model, read_tensors(path), source=str(path))
+    return Detector(
+        model,
+        header["class_names"],
+        image_size=preprocessing["image_size"],
+        category_ids=header["category_ids"],
+        selection=Selection(**header["selection"]),
+        header=header,
+    )

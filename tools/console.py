@@ -1,0 +1,38 @@
+"""What the tools print: the library's log lines, tables, and where the files are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Log lines as plain sentences on stderr; warnings stand out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.levelno < logging.WARNING:
+            return text
+        mark = "WARNING: "
+        return f"\033[1;33m{mark}{text}\033[0m" if sys.stderr.isatty() else mark + text
+
+
+def show_log() -> None:
+    """Show what effdense logs."""
+    logger = logging.getLogger("effdense")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(_Handler())
+
+
+def show_training_result(best: Path) -> None:
+    """Say where the best model is and how good it is."""
+    records = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
+    scored = [record for record in records if record.get("AP") is not None]
+    if scored:
+        top = max(scored, key=lambda record: record["AP"])
+        print(f"best epoch {top['epoch']}: mAP {top['AP']:.4f}, mAP50 {top['AP50']:.4f}")
+    print(f"model: {best}")
