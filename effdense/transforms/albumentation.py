@@ -58,7 +58,7 @@ class Albumentation:
             raise UserError(f"Albumentations {library.__version__} has no operation {name!r}{nearest(name, known)}")
         self.moves_boxes = issubclass(kind, library.DualTransform)
         if not self.moves_boxes and not issubclass(kind, library.ImageOnlyTransform):
-            raise UserError(f"{name} of Albumentations works on volumes; here it has to work on an image")
+            raise UserError(f"{name} of Albumentations cannot be used here: it does not turn an image into an image")
         self.operation = _build(kind, name, dict(arguments))
         self.name = name
         self.boxes = boxes or BoxRule()
@@ -94,6 +94,7 @@ class Albumentation:
         boxes = (moved[:, :4] * np.array([width, height, width, height], np.float64)).astype(np.float32)
         sample = sample.replace(
             image=image,
+            boxes_xyxy=sample.boxes_xyxy[chosen],
             labels=sample.labels[chosen],
             crowd=sample.crowd[chosen],
             difficult=sample.difficult[chosen],
@@ -125,4 +126,12 @@ def _build(kind: Any, name: str, arguments: dict[str, Any]) -> Any:
         try:
             return kind(**arguments)
         except (TypeError, ValueError, Warning) as error:
-            raise UserError(f"{name} of Albumentations does not accept {arguments}: {error}") from error
+            raise UserError(f"{name} of Albumentations does not accept {arguments}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what is wrong; pydantic's own text takes four a mistake, one of them an address."""
+    details = getattr(error.__cause__, "errors", None)
+    if details is None:
+        return " ".join(str(error).split())
+    return "; ".join(": ".join([*(str(part) for part in entry["loc"]), entry["msg"]]) for entry in details())

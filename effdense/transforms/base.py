@@ -58,16 +58,17 @@ def keep_boxes(sample: Sample, boxes_xyxy: Float32, rule: BoxRule) -> Sample:
     """Clip moved boxes to the sample's image and drop those of which too little is left, with all that belongs to them.
 
     Args:
-        sample: already holds the new image; its labels and flags belong to ``boxes_xyxy``, row by row.
-        boxes_xyxy: where the boxes came to lie, unclipped, (N, 4).
-        rule: what is too little. Boxes without area, and boxes that are not finite, are always dropped.
+        sample: already holds the new image, and still the boxes as they were before they moved.
+        boxes_xyxy: where these boxes came to lie, unclipped, (N, 4).
+        rule: what is too little. A box without area, before or after, is always dropped: turning it would give it one.
     """
     height, width = sample.image.shape[:2]
     clipped = np.clip(boxes_xyxy, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
     full_wh = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).astype(np.float64)
     left_wh = (clipped[:, 2:] - clipped[:, :2]).astype(np.float64)
     visible = left_wh.prod(axis=1) >= rule.min_visible * full_wh.prod(axis=1)
-    keep = visible & (left_wh > 0).all(axis=1) & (left_wh >= rule.min_size).all(axis=1)
+    had_area = (sample.boxes_xyxy[:, 2:] > sample.boxes_xyxy[:, :2]).all(axis=1)
+    keep = had_area & visible & (left_wh > 0).all(axis=1) & (left_wh >= rule.min_size).all(axis=1)
     return sample.replace(
         boxes_xyxy=clipped[keep],
         labels=sample.labels[keep],
