@@ -50,7 +50,9 @@ def open_coco(
         annotations = find_annotations(root, split)
     content = _load(annotations)
     index = _build(content, annotations, split, name)
-    return replace(index, images_dir=images or _find_images(annotations, root, split, index))
+    if images is not None:
+        return replace(index, images_dir=existing_folder(images, "image folder"))
+    return replace(index, images_dir=_find_images(annotations, root, split, index))
 
 
 def find_annotations(root: Path, split: str) -> Path:
@@ -62,8 +64,9 @@ def find_annotations(root: Path, split: str) -> Path:
     if found := list(_candidates(existing_folder(root), split)):
         return found[0]
     looked_for = "; ".join(layout.format(s=split) for layout in _LAYOUTS)
+    known = f" It has annotations for {', '.join(splits)}." if (splits := coco_splits(root)) else ""
     raise UserError(
-        f"{root} holds no COCO annotations for split {split!r}: looked for {looked_for}. {what_is_there(root)} "
+        f"{root} holds no COCO annotations for split {split!r}: looked for {looked_for}. {what_is_there(root)}{known} "
         "Name any other file with --train-annotations and --train-images (or --val-...)"
     )
 

@@ -12,8 +12,12 @@ SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validati
 _SHOWN = 10
 
 
-def existing_folder(root: Path) -> Path:
+def existing_folder(root: Path, what: str = "data root") -> Path:
     """Return ``root``, once seen to be a folder.
+
+    Args:
+        root: what the user named.
+        what: what it is called in the message.
 
     Raises:
         UserError: it does not exist, or is a file.
@@ -21,9 +25,9 @@ def existing_folder(root: Path) -> Path:
     if root.is_dir():
         return root
     if root.exists():
-        raise UserError(f"data root {root} is a file; name the folder that holds the data set")
+        raise UserError(f"{what} {root} is a file; name the folder that holds the data")
     nearest = next((parent for parent in root.absolute().parents if parent.is_dir()), Path("/"))
-    raise UserError(f"data root {root} does not exist; {nearest} does. {what_is_there(nearest)}")
+    raise UserError(f"{what} {root} does not exist; {nearest} does. {what_is_there(nearest)}")
 
 
 def what_is_there(folder: Path) -> str:

@@ -194,6 +194,17 @@ def test_a_folder_without_annotations_says_what_was_looked_for_and_found(tmp_pat
         open_coco(tmp_path, "val")
 
 
+def test_a_split_that_is_missing_is_an_error_that_names_those_there(coco_root) -> None:
+    with pytest.raises(UserError, match=r"no COCO annotations for split 'val'.*It has annotations for train\."):
+        open_coco(coco_root(), "val")
+
+
+def test_a_named_image_folder_that_is_missing_is_an_error(coco_root) -> None:
+    root = coco_root()
+    with pytest.raises(UserError, match=r"image folder .*/nowhere does not exist; .*images/"):
+        open_coco(None, "train", annotations=root / "annotations/instances_train.json", images=root / "nowhere")
+
+
 def test_images_that_are_nowhere_are_an_error_that_names_the_folders(tmp_path: Path, coco_content) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "images").mkdir()

@@ -95,17 +95,35 @@ def test_a_size_that_no_rotation_explains_is_an_error_with_both_sizes(orientatio
 
 def _break(path: Path, how: str) -> None:
     data = path.read_bytes()
-    contents = {"empty": b"", "cut": data[: len(data) // 2], "text": b"hello", "zeros": bytes(100), "header": data[:30]}
+    contents = {
+        "empty": b"",
+        "cut": data[: len(data) // 2],
+        "cut-late": data[:-200],
+        "text": b"hello",
+        "zeros": bytes(100),
+        "header": data[:30],
+    }
     path.write_bytes(contents[how])
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "text", "zeros", "header"])
+@pytest.mark.parametrize("how", ["empty", "cut", "cut-late", "text", "zeros", "header"])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_broken_image_is_an_error_that_names_it(suffix: str, how: str, tmp_path: Path, write_image) -> None:
     path = write_image(tmp_path / f"broken.{suffix}")
     _break(path, how)
     with pytest.raises(UserError, match=f"broken.{suffix} cannot be read"):
         read_header(path)
+    with pytest.raises(UserError, match=f"broken.{suffix} cannot be read"):
+        read_rgb(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_cut_image_is_refused_even_by_an_opencv_that_fills_the_rest_with_grey(
+    suffix: str, tmp_path: Path, write_image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_image(tmp_path / f"broken.{suffix}")
+    _break(path, "cut-late")
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.full((40, 60, 3), 128, np.uint8))
     with pytest.raises(UserError, match=f"broken.{suffix} cannot be read"):
         read_rgb(path)
 
