@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,18 +56,20 @@ def test_the_exit_code_passes_through() -> None:
     assert run_tool(lambda argv: 7)([]) == 7
 
 
-def test_a_closed_pipe_ends_the_tool_without_a_word() -> None:
+@pytest.mark.parametrize("length", [1, 1_000_000], ids=["fits-the-buffer", "exceeds-the-buffer"])
+def test_a_closed_pipe_ends_the_tool_without_a_word(length: int) -> None:
     code = (
         "import sys; from effdense.command_line import run_tool\n"
-        "sys.exit(run_tool(lambda argv: [print('x' * 99) for _ in range(99999)] and 0)())"
+        f"sys.exit(run_tool(lambda argv: input() or print('x' * {length}) or 0)())"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, env=buffered) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
         process.stdout.close()
-        assert process.wait(60) == 141
-        assert process.stderr.read() == b""
+        _, err = process.communicate(b"\n", timeout=60)
+    assert (process.returncode, err) == (141, b"")
 
 
 @pytest.mark.parametrize(

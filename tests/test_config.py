@@ -47,6 +47,8 @@ class Settings(Shared):
     """Class names."""
     freeze: int | Literal["all"] = 0
     """Stages to freeze."""
+    device: str | int = "auto"
+    """Device by name or number."""
     out: Path = Path("runs")
     """Where to write."""
     note: str | None = None
@@ -103,6 +105,8 @@ VALUES: list[Any] = [
     pytest.param("names", "--names 1", "names: [1]", ("1",), id="many-single"),
     pytest.param("freeze", "--freeze all", "freeze: all", "all", id="union-choice"),
     pytest.param("freeze", "--freeze 3", "freeze: 3", 3, id="union-number"),
+    pytest.param("device", "--device 1", "device: 1", 1, id="union-text-comes-last"),
+    pytest.param("device", "--device cpu", "device: cpu", "cpu", id="union-text"),
     pytest.param("out", "--out a/b", "out: a/b", Path("a/b"), id="path"),
     pytest.param("weights", "--weights none", "weights: none", "none", id="text-none-stays-text"),
     pytest.param("weights", "--weights 12", "weights: 12", "12", id="text-of-digits"),
