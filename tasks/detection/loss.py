@@ -146,7 +146,7 @@ def _correct_positives(
     gamma: float,
     smoothing: float,
 ) -> Tensor:
-    """Return what the positives cost more than they would as negatives; add the same difference to the gradient."""
+    """Return what the positives cost more than they would as negatives; put their own gradient in place."""
     if rows.device.type == "cpu":
         where = (classes >= 0).nonzero().squeeze(1)
         share = torch.ones(len(where))
@@ -156,9 +156,9 @@ def _correct_positives(
     chosen = classes[where].clamp(min=0)
     z = rows[where, chosen].float()
     cost, slope = _terms(z, gamma, 1.0 - 0.5 * smoothing, positive=True)
-    wrong_cost, wrong_slope = _terms(z, gamma, 0.5 * smoothing, positive=False)
+    wrong_cost, _ = _terms(z, gamma, 0.5 * smoothing, positive=False)
     share = share / normaliser
-    if gradient is not None:
-        difference = (alpha * slope - (1.0 - alpha) * wrong_slope) * share
-        gradient[where, chosen] += difference.to(gradient.dtype)
+    if gradient is not None:  # written anew rather than corrected: in bfloat16 a difference would be rounded twice
+        right_slope = (alpha * slope * share).to(gradient.dtype)
+        gradient[where, chosen] = torch.where(share > 0, right_slope, gradient[where, chosen])
     return (alpha * cost - (1.0 - alpha) * wrong_cost) @ share

@@ -95,10 +95,11 @@ def _best(class_logits: Tensor, top: int, score_threshold: float) -> tuple[Tenso
     batch, _, num_classes = class_logits.shape
     best_of_anchor = class_logits.amax(2)  # (B, A)
     count = min(top, best_of_anchor.shape[1])
-    if class_logits.device.type == "cpu" and score_threshold > 0:
-        # Most anchors of a trained model score next to nothing: sort only as many as some image has above that.
-        floor = math.log(score_threshold / (1.0 - score_threshold)) if score_threshold < 1 else math.inf
-        count = min(count, int((best_of_anchor >= floor - 1e-3).sum(1).amax())) if batch else 0
+    if class_logits.device.type == "cpu" and batch and 0 < score_threshold < 1:
+        # Most anchors of a trained model score next to nothing: sort only as many as some image has above that, and
+        # at least one, so that there is something to index.
+        floor = math.log(score_threshold / (1.0 - score_threshold)) - 1e-3
+        count = min(count, max(1, int((best_of_anchor >= floor).sum(1).amax())))
     anchor = best_of_anchor.topk(count, 1).indices  # (B, C)
     rows = class_logits.gather(1, anchor.unsqueeze(-1).expand(-1, -1, num_classes)).flatten(1)  # (B, C * K)
     logits, index = rows.topk(min(top, rows.shape[1]), 1)

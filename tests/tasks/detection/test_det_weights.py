@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from effdense.errors import UserError
+from effdense.tasks.detection import weights as module
+from effdense.tasks.detection.model import EfficientDet, create_efficientdet
+from effdense.tasks.detection.weights import CLASS_OUTPUT
+
+SMALL = {"channels": 16, "bifpn_repeats": 1, "head_repeats": 1}
+
+
+def small(classes: int = 3, **arguments: object) -> EfficientDet:
+    return create_efficientdet("lite0", classes, **SMALL, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[EfficientDet, Path]:
+    model = small()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    return model, tmp_path / "model.safetensors"
+
+
+def test_a_detector_file_loads_completely(saved: tuple[EfficientDet, Path]) -> None:
+    model, path = saved
+    loaded = small(weights=str(path))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert str(path) in loaded.backbone.weights_source
+
+
+def test_other_classes_are_an_error_that_says_what_to_ask_for(saved: tuple[EfficientDet, Path]) -> None:
+    with pytest.raises(UserError, match=r"for 3 classes, the model has 5.*replace_head"):
+        small(5, weights=str(saved[1]))
+
+
+def test_a_new_head_on_request_keeps_all_but_the_last_layer_and_says_so(
+    saved: tuple[EfficientDet, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, path = saved
+    with caplog.at_level(logging.WARNING, "effdense"):
+        loaded = small(5, weights=str(path), replace_head=True)
+    assert "3 classes, the model has 5" in caplog.text
+    for name, value in loaded.state_dict().items():
+        assert name.startswith(CLASS_OUTPUT) or torch.equal(value, model.state_dict()[name])
+
+
+def test_a_request_for_a_new_head_changes_nothing_where_the_classes_agree(
+    saved: tuple[EfficientDet, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = small(weights=str(saved[1]), replace_head=True)
+    assert torch.equal(loaded.state_dict()[f"{CLASS_OUTPUT}weight"], saved[0].state_dict()[f"{CLASS_OUTPUT}weight"])
+    assert not caplog.records
+
+
+def test_missing_and_unexpected_weights_are_listed(saved: tuple[EfficientDet, Path]) -> None:
+    state = saved[0].state_dict()
+    state["neck.surplus"] = state.pop("neck.cells.0.down.0.conv.depthwise.weight")
+    save_file(state, saved[1])
+    with pytest.raises(UserError, match=r"neck\.cells\.0\.down\.0\.conv\.depthwise\.weight.*neck\.surplus"):
+        small(weights=str(saved[1]))
+
+
+def test_the_mean_and_std_of_our_files_are_restored(saved: tuple[EfficientDet, Path]) -> None:
+    import json
+
+    preprocessing = {"preprocessing": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    save_file(saved[0].state_dict(), saved[1], {"effdense": json.dumps(preprocessing)})
+    assert small(weights=str(saved[1])).backbone.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_backbone_file_fills_the_backbone_alone(tmp_path: Path) -> None:
+    model = small()
+    save_file(model.backbone.state_dict(), tmp_path / "backbone.safetensors")
+    loaded = small(weights=str(tmp_path / "backbone.safetensors"))
+    assert torch.equal(loaded.backbone.conv_stem.weight, model.backbone.conv_stem.weight)
+    with pytest.raises(UserError, match="has its own already"):
+        small(weights=str(tmp_path / "backbone.safetensors"), backbone=model.backbone)
+
+
+def test_coco_weights_without_a_network_are_an_error_in_seconds_that_names_address_and_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(module, "_published_url", lambda name: f"http://127.0.0.1:9/{name}-0123abcd.pth")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"lite0-0123abcd\.pth"):
+        create_efficientdet("lite0", 90, weights="coco")
+    assert time.monotonic() - start < 20
+    with pytest.raises(UserError, match="offline"):
+        create_efficientdet("lite0", 90, weights="coco", offline=True)
+    assert list(tmp_path.rglob("*.pth")) == []
+
+
+def test_coco_weights_in_torchs_cache_are_loaded_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = create_efficientdet("lite0", 90)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(module, "_published_url", lambda name: f"http://127.0.0.1:9/{name}-0123abcd.pth")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(published.state_dict(), tmp_path / "checkpoints" / "lite0-0123abcd.pth")
+    loaded = create_efficientdet("lite0", 7, weights="coco", replace_head=True, offline=True)
+    assert torch.equal(loaded.state_dict()["neck.extra.0.0.weight"], published.state_dict()["neck.extra.0.0.weight"])
+
+
+def test_coco_weights_exist_only_for_published_configurations() -> None:
+    with pytest.raises(UserError, match="no COCO weights were published"):
+        create_efficientdet("auto", 90, backbone="edge_s", weights="coco")
