@@ -148,7 +148,7 @@ def _open_truth_file(path: Path, iou_type: str) -> Any | None:
     import hotcoco
 
     content = read_bytes(path)
-    if content.count(b'"name"') == 0 or content.count(b'"id"') == 0:
+    if b'"name"' not in content or _has_odd_values(content):
         return None
     try:
         truth = hotcoco.COCO(str(path))
@@ -171,17 +171,12 @@ def _open_detections(truth: Any, source: DetectionTable | Path, iou_type: str) -
             )
         )
     content = read_bytes(source)
-    if _names_only_known(content, truth):
+    if content.lstrip()[:1] == b"[" and not _has_odd_values(content) and _names_only_known(content, truth):
         with contextlib.suppress(ValueError):
             found = truth.load_res(str(source))
             count = len(found.get_ann_ids())
             shape_key = b'"bbox"' if iou_type == "bbox" else b'"segmentation"'
-            in_order = (
-                content.lstrip()[:1] == b"["
-                and content.count(b'"score"') == content.count(shape_key) == count
-                and b"null" not in content
-                and not found.load_warnings
-            )
+            in_order = content.count(b'"score"') == content.count(shape_key) == count and not found.load_warnings
             if in_order:
                 return found
     dataset = {
@@ -190,6 +185,11 @@ def _open_detections(truth: Any, source: DetectionTable | Path, iou_type: str) -
     }
     entries = _entries(source, dataset, iou_type)
     return _rejecting(lambda: truth.load_res(entries), str(source))
+
+
+def _has_odd_values(content: bytes) -> bool:
+    """Tell whether a JSON text may hold what is no number; hotcoco takes all of these for null, and null for absent."""
+    return any(word in content for word in (b"null", b"NaN", b"Infinity"))
 
 
 def _names_only_known(content: bytes, truth: Any) -> bool:

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from effdense.drawing import class_color, draw_boxes, draw_detections, draw_mask
+from effdense.types import Detections
+
+
+def grey(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    mask: np.ndarray = (before != after).any(2)
+    return mask
+
+
+def detections(*boxes: tuple[float, ...]) -> Detections:
+    count = len(boxes)
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    scores = np.linspace(0.9, 0.5, count).astype(np.float32)
+    return Detections(array, scores, np.arange(count, dtype=np.int64) % 3, ("cat", "dog"))
+
+
+def test_the_colours_of_eighty_classes_are_all_different_and_stay() -> None:
+    colors = [class_color(label) for label in range(80)]
+    assert len(set(colors)) == 80
+    assert colors[:2] == [class_color(0), class_color(1)]
+    for first, second in itertools.pairwise(colors):
+        assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 120, "neighbours look alike"
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (8, 8), (40, 60), (480, 640), (30, 1200), (1500, 2000)], ids=str)
+def test_every_size_is_drawn_on_and_none_fails(size_hw: tuple[int, int]) -> None:
+    height, width = size_hw
+    image = grey(height, width)
+    drawn = draw_detections(image, detections((0.1 * width, 0.1 * height, 0.9 * width, 0.9 * height)))
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+    assert changed(image, drawn).any()
+    assert (image == 128).all(), "the image handed in was drawn on"
+
+
+@pytest.mark.parametrize("height", [240, 600, 2400])
+def test_texts_grow_with_the_picture(height: int) -> None:
+    image = grey(height, height)
+    box = [[0, height // 2, height, height]]
+    plain, named = (draw_boxes(image, box, [0], [text]) for text in ("", "cat"))
+    rows = np.flatnonzero(changed(plain, named).any(1))
+    assert 7 <= len(rows) <= max(20, height // 15)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        pytest.param((-50, -50, 10, 10), id="over the top left"),
+        pytest.param((90, 90, 500, 500), id="over the bottom right"),
+        pytest.param((200, 200, 300, 300), id="outside"),
+        pytest.param((50, 50, 50, 50), id="no area"),
+        pytest.param((60, 60, 40, 40), id="turned around"),
+        pytest.param((0, 0, 1e9, 1e9), id="huge"),
+    ],
+)
+def test_odd_boxes_are_drawn_as_far_as_they_can_be(box: tuple[float, ...]) -> None:
+    drawn = draw_detections(grey(100, 100), detections(box))
+    assert drawn.shape == (100, 100, 3)
+
+
+def test_boxes_that_are_not_finite_are_left_out() -> None:
+    image = grey(50, 50)
+    nothing = draw_detections(image, detections((float("nan"), 0, 10, 10), (0, 0, float("inf"), 5)))
+    np.testing.assert_array_equal(nothing, image)
+    assert draw_detections(image, detections()) is not image
+
+
+def test_the_edges_of_a_box_are_its_outermost_pixels() -> None:
+    image = grey(100, 100)
+    drawn = draw_boxes(image, [[20, 30, 60, 80]], [1], [""])
+    rows, columns = np.nonzero(changed(image, drawn))
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (20, 30, 59, 79)
+    assert tuple(drawn[30, 20]) == class_color(1)
+
+
+def test_texts_stay_in_the_picture_and_apart_where_there_is_room() -> None:
+    image = grey(400, 400)
+    box = [[350, 2, 399, 398]]
+    plain = draw_boxes(image, box * 2, [0, 0], ["", ""])
+    one, two = (
+        draw_boxes(image, box * 2, [0, 0], texts) for texts in (["a long class name", ""], ["a long class name"] * 2)
+    )
+    first, both = changed(plain, one).sum(), changed(plain, two).sum()
+    assert first > 0
+    assert both > 1.7 * first, "the second text hides the first"
+
+
+def test_labels_without_a_name_are_numbered() -> None:
+    unnamed = detections((5, 5, 90, 90), (5, 5, 90, 90), (5, 5, 90, 90))
+    assert draw_detections(grey(100, 100), unnamed).shape == (100, 100, 3)
+
+
+def test_pictures_in_any_memory_layout_are_drawn_on() -> None:
+    flipped = np.ascontiguousarray(grey(64, 64))[::-1, ::-1]
+    flipped.setflags(write=False)
+    assert changed(flipped, draw_detections(flipped, detections((5, 5, 60, 60)))).any()
+
+
+def test_a_mask_colours_its_classes_and_leaves_background_and_ignored_alone() -> None:
+    image = grey(4, 4)
+    mask = np.zeros((4, 4), np.uint8)
+    mask[0], mask[1] = 3, 255
+    drawn = draw_mask(image, mask)
+    np.testing.assert_array_equal(drawn[1:], image[1:])
+    np.testing.assert_array_equal(drawn[0, 0], np.rint(0.5 * 128 + 0.5 * np.array(class_color(3))))
+    assert (draw_mask(image, mask, background=None)[2] != 128).any()
+    with pytest.raises(ValueError, match="does not cover"):
+        draw_mask(image, mask[:2])
