@@ -174,10 +174,10 @@ def _probe(url: str, seconds: float) -> str | None:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
         except urllib.error.HTTPError:
             outcome.append(None)  # it answered
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a network or a proxy does, a reason comes of it and no traceback
             reason = getattr(error, "reason", error)
             # a certificate that is unknown here may be known to the hub's client, which reads other settings
-            outcome.append(None if isinstance(reason, ssl.SSLCertVerificationError) else str(reason))
+            outcome.append(None if isinstance(reason, ssl.SSLCertVerificationError) else str(reason) or "no answer")
         else:
             outcome.append(None)
 

@@ -180,19 +180,36 @@ def test_silent_server_costs_no_more_than_the_limit():
         assert time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
-def test_server_that_answers_is_reachable(status):
+def test_name_lookup_that_hangs_costs_no_more_than_the_limit(monkeypatch):
+    release = threading.Event()
+
+    def hang(*arguments, **named):
+        release.wait(5)
+        raise OSError("too late")
+
+    monkeypatch.setattr("urllib.request.urlopen", hang)
+    start = time.monotonic()
+    assert probe("http://127.0.0.1:9", 0.2) == "no answer within 0.2 s"
+    assert time.monotonic() - start < 2
+    release.set()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("status", "reachable"), [("HTTP/1.1 200 OK", True), ("HTTP/1.1 403 Forbidden", True), ("nonsense", False)]
+)
+def test_server_that_answers_is_reachable(status, reachable):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer():
             connection, _ = server.accept()
             with connection:
                 connection.recv(1000)
-                connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                connection.sendall(f"{status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        assert probe(f"http://127.0.0.1:{server.getsockname()[1]}", 3.0) is None
+        assert (probe(f"http://127.0.0.1:{server.getsockname()[1]}", 3.0) is None) == reachable
         thread.join(3)
 
 

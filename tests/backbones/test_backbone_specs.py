@@ -109,6 +109,32 @@ def test_scaling_replaces_the_named_factors(base, depth, width, named):
     assert shapes(base, depth=depth, width=width) == shapes(named)
 
 
+@pytest.mark.parametrize(("base", "depth", "width", "named"), [("b0", 1.4, 1.2, "b3"), ("lite0", 1.2, 1.1, "lite2")])
+def test_scaled_network_computes_what_the_named_one_does(base, depth, width, named):
+    torch.manual_seed(0)
+    scaled = create_backbone(base, depth=depth, width=width, out_strides=(2, 8)).eval()
+    peer = create_backbone(named, out_strides=(2, 8)).eval()
+    for module in scaled.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1e-3)  # so small that the norm's epsilon counts
+    peer.load_state_dict(scaled.state_dict())
+    images = torch.randint(0, 256, (1, 3, 33, 46), dtype=torch.uint8)
+    with torch.no_grad():
+        for found, wanted in zip(scaled(images), peer(images), strict=True):
+            assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"depth": 1.5}], ids=["named", "scaled"])
+def test_stochastic_depth_grows_towards_the_last_block(arguments):
+    def rates(rate):
+        modules = create_backbone("lite0", drop_path_rate=rate, **arguments).modules()
+        return [module.drop_prob for module in modules if hasattr(module, "drop_prob")]
+
+    assert rates(0.0) == []
+    assert rates(0.2) == sorted(rates(0.2))
+    assert 0.1 < max(rates(0.2)) < 0.2
+
+
 def test_one_factor_keeps_the_other():
     assert shapes("b2", depth=1.1) != shapes("b1")  # width 1.1 of b2 stays
     assert shapes("b1", width=1.1, depth=1.2) == shapes("b2")
