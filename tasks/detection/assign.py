@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from effdense.ops.boxes import areas
 from effdense.tasks.detection.anchors import encode
@@ -13,9 +14,14 @@ from effdense.tasks.detection.anchors import encode
 BACKGROUND = -1
 IGNORED = -2
 
-_CPU_PAIRS = 1 << 17
 _DEVICE_PAIRS = 1 << 26
-"""Anchor-box pairs handled at a time: few enough for the processor's cache, or for the device's memory."""
+"""Anchor-box pairs that a device handles at a time, for its memory."""
+
+_CPU_BOUNDS = 1 << 19
+"""Bounds that a processor computes at a time, for its cache."""
+
+_SLACK = 1e-4
+"""Added to bounds, so that rounding leaves none too low."""
 
 
 @dataclass(frozen=True)
@@ -60,90 +66,193 @@ def assign(
     anchors_xyxy, boxes_xyxy = anchors_xyxy.float(), boxes_xyxy.float()
     present = (labels >= 0) & (boxes_xyxy[..., 2:] > boxes_xyxy[..., :2]).all(-1)  # (B, M)
     wanted = present if ignore is None else present & ~ignore
-    left_out = torch.zeros_like(present) if ignore is None else present & ignore
-    matched, covered = _match(anchors_xyxy, boxes_xyxy, wanted, left_out, threshold)  # (B, A) both
+    left_out = None if ignore is None else present & ignore
+    if boxes_xyxy.device.type == "cpu":
+        return _assign_sparsely(anchors_xyxy, boxes_xyxy, labels, wanted, left_out, threshold)
+    return _assign_densely(anchors_xyxy, boxes_xyxy, labels, wanted, left_out, threshold)
+
+
+def _assign_densely(
+    anchors: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor, left_out: Tensor | None, threshold: float
+) -> Targets:
+    """Compare every box with every anchor, in operations whose sizes do not depend on values: no device ever waits."""
+    batch, most = wanted.shape
+    if most == 0:
+        labels, boxes = labels.new_full((batch, 1), -1), boxes.new_full((batch, 1, 4), -1.0)
+        wanted, left_out = wanted.new_zeros((batch, 1)), None
+    matched, covered = _match_densely(anchors, boxes, wanted, left_out, threshold)  # (B, A) both
     positive = matched >= 0
-    if boxes_xyxy.shape[1]:
-        target_labels = torch.where(positive, labels.gather(1, matched.clamp(min=0)), BACKGROUND)
-    else:
-        target_labels = torch.full_like(matched, BACKGROUND)
-    if covered is not None:
-        target_labels.masked_fill_(covered & ~positive, IGNORED)
-    return Targets(target_labels, _codes(anchors_xyxy, boxes_xyxy, matched), positive.sum(1))
+    box = matched.clamp(min=0)
+    target_labels = torch.where(positive, labels.gather(1, box), BACKGROUND)
+    target_labels.masked_fill_(covered & ~positive, IGNORED)
+    own = boxes.gather(1, box.unsqueeze(-1).expand(-1, -1, 4))  # (B, A, 4)
+    codes = torch.where(positive.unsqueeze(-1), encode(own, anchors), 0.0)
+    return Targets(target_labels, codes, positive.sum(1))
 
 
-def _match(
-    anchors: Tensor, boxes: Tensor, wanted: Tensor, left_out: Tensor, threshold: float
-) -> tuple[Tensor, Tensor | None]:
-    """Return the index of each anchor's box or -1, (B, A), and which anchors ignored boxes cover, (B, A) or None."""
+def _match_densely(
+    anchors: Tensor, boxes: Tensor, wanted: Tensor, left_out: Tensor | None, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Return the index of each anchor's box or -1, (B, A), and which anchors ignored boxes cover, (B, A)."""
     batch, most = wanted.shape
     count = len(anchors)
     matched = torch.full((batch, count), -1, dtype=torch.int64, device=boxes.device)
-    if most == 0 or count == 0:
-        return matched, None
-    on_cpu = boxes.device.type == "cpu"
-    # Asking whether there is any would make a device wait.
-    covered = torch.zeros_like(matched, dtype=torch.bool) if not on_cpu or bool(left_out.any()) else None
+    covered = torch.zeros_like(matched, dtype=torch.bool)
     best = torch.zeros(batch, most, device=boxes.device)  # of each box: the highest IoU so far, and whose it is
     best_anchor = torch.full((batch, most), count, dtype=torch.int64, device=boxes.device)
-    box_areas = areas(boxes).unsqueeze(-1)  # (B, M, 1)
-    anchor_areas = areas(anchors)
-    step = max(1, (_CPU_PAIRS if on_cpu else _DEVICE_PAIRS) // (batch * most))
+    step = max(1, _DEVICE_PAIRS // max(1, batch * most))
     for start in range(0, count, step):
-        part = slice(start, start + step)
-        shared = _shared(boxes, anchors[part])  # (B, M, a)
-        if covered is not None:
-            inside = (shared >= 0.5 * anchor_areas[part]) & left_out.unsqueeze(-1)
-            covered[:, part] = inside.any(1)
-        iou = shared / (box_areas + anchor_areas[part] - shared)
-        iou.masked_fill_(~wanted.unsqueeze(-1), 0.0)  # also where 0 / 0 made a NaN of a box without area
-        _first_match(iou, threshold, matched[:, part], on_cpu)
-        highest, where = iou.max(2)  # (B, M)
+        part = anchors[start : start + step]
+        shared, iou = _overlap(boxes.unsqueeze(2), part)  # (B, M, a)
+        if left_out is not None:
+            inside = (shared >= 0.5 * areas(part)) & left_out.unsqueeze(-1)
+            covered[:, start : start + step] = inside.any(1)
+        iou = iou.masked_fill_(~wanted.unsqueeze(-1), 0.0)  # also where 0 / 0 made a NaN of a box without area
+        highest, box = iou.max(1)  # (B, a)
+        matched[:, start : start + step] = torch.where(highest >= threshold, box, -1)
+        highest, anchor = iou.max(2)  # (B, M)
         better = highest > best
         best = torch.where(better, highest, best)
-        best_anchor = torch.where(better, where + start, best_anchor)
-    return _force(matched, best_anchor), covered
+        best_anchor = torch.where(better, anchor + start, best_anchor)
+    claims = torch.full((batch, count + 1), most, dtype=torch.int64, device=boxes.device)  # the last: of no anchor
+    numbers = torch.arange(most, device=boxes.device).expand(batch, most)
+    claims = claims.scatter_reduce_(1, best_anchor, numbers, "amin")[:, :count]
+    return torch.where(claims < most, claims, matched), covered
 
 
-def _shared(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Area that each box shares with each anchor, (B, M, a); the anchors, many, lie along the last axis."""
-    x1, y1, x2, y2 = boxes.unsqueeze(-2).unbind(-1)  # (B, M, 1)
-    u1, v1, u2, v2 = anchors.unbind(-1)  # (a,)
+def _overlap(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the shared area and the IoU of boxes with anchors, broadcast against each other: (..., 4) to (...)."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    u1, v1, u2, v2 = anchors.unbind(-1)
     width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
     height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0)
-    return width.mul_(height)
+    shared = width.mul_(height)
+    return shared, shared / (areas(boxes) + areas(anchors) - shared)
 
 
-def _first_match(iou: Tensor, threshold: float, matched: Tensor, on_cpu: bool) -> None:
-    """Write the index of the best box into ``matched``, (B, a), where its IoU (B, M, a) reaches the threshold."""
-    if not on_cpu:
-        highest, box = iou.max(1)
-        matched.copy_(torch.where(highest >= threshold, box, -1))
-        return
-    # Few anchors match, and a maximum without its index is several times as fast: look for the index only there.
-    image, anchor = (iou.amax(1) >= threshold).nonzero(as_tuple=True)
-    if len(image):
-        matched[image, anchor] = iou[image, :, anchor].max(1).indices
+def _assign_sparsely(
+    anchors: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor, left_out: Tensor | None, threshold: float
+) -> Targets:
+    """Compare each box only with the few anchors that it can match; the same result as ``_assign_densely``."""
+    batch, count = len(boxes), len(anchors)
+    target_labels = torch.full((batch, count), BACKGROUND, dtype=torch.int64)
+    codes = torch.zeros(batch, count, 4)
+    for i, box in left_out.nonzero().tolist() if left_out is not None else ():
+        shared, _ = _overlap(boxes[i, box], anchors)
+        target_labels[i].masked_fill_(shared >= 0.5 * areas(anchors), IGNORED)
+    place, box = _match_sparsely(anchors, boxes, wanted, threshold)
+    image, anchor = place // max(1, count), place % max(1, count)
+    target_labels[image, anchor] = labels[image, box]
+    codes[image, anchor] = encode(boxes[image, box], anchors[anchor])
+    return Targets(target_labels, codes, torch.bincount(image, minlength=batch))
 
 
-def _force(matched: Tensor, best_anchor: Tensor) -> Tensor:
-    """Give each box its best anchor; an anchor that several boxes claim goes to the first of them."""
-    batch, count = matched.shape
-    most = best_anchor.shape[1]
-    claims = torch.full((batch, count + 1), most, dtype=torch.int64, device=matched.device)  # the last: of no anchor
-    boxes = torch.arange(most, device=matched.device).expand(batch, most)
-    claims = claims.scatter_reduce_(1, best_anchor, boxes, "amin")[:, :count]
-    return torch.where(claims < most, claims, matched)
+def _match_sparsely(anchors: Tensor, boxes: Tensor, wanted: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Return where there are matches, as image * A + anchor, each once, and with which box: (P,) both."""
+    count = len(anchors)
+    image, number = wanted.nonzero(as_tuple=True)  # (T,), the boxes one after the other
+    flat = boxes[image, number]
+    rows = _rows(anchors)
+    step = max(1, _CPU_BOUNDS // max(1, len(rows.top)))
+    places, owners, overlaps, forced_places, forced_owners = [], [], [], [], []
+    for start in range(0, len(flat), step):
+        part = slice(start, start + step)
+        box, anchor, iou = _candidates(flat[part], anchors, rows, threshold)
+        best = torch.zeros(len(flat[part])).scatter_reduce_(0, box, iou, "amax")
+        first = (iou == best[box]) & (iou > 0)
+        best_anchor = torch.full((len(best),), count).scatter_reduce_(0, box[first], anchor[first], "amin")
+        exists = best_anchor < count
+        forced_places.append((image[part] * count + best_anchor)[exists])
+        forced_owners.append(number[part][exists])
+        high = iou >= threshold
+        places.append(image[part][box[high]] * count + anchor[high])
+        owners.append(number[part][box[high]])
+        overlaps.append(iou[high])
+    if not places:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    place, inverse = torch.unique(torch.cat(places), return_inverse=True)
+    owner = _first_of_highest(inverse, torch.cat(owners), torch.cat(overlaps), len(place))
+    forced, inverse = torch.unique(torch.cat(forced_places), return_inverse=True)
+    forced_owner = _first_of_highest(inverse, torch.cat(forced_owners), torch.ones(len(inverse)), len(forced))
+    free = ~torch.isin(place, forced)
+    return torch.cat((place[free], forced)), torch.cat((owner[free], forced_owner))
 
 
-def _codes(anchors: Tensor, boxes: Tensor, matched: Tensor) -> Tensor:
-    """Box codes of the anchors that have a box, 0 elsewhere: (B, A, 4)."""
-    codes = torch.zeros(*matched.shape, 4, device=boxes.device)
-    if boxes.shape[1] == 0:
-        return codes
-    if boxes.device.type == "cpu":
-        image, anchor = (matched >= 0).nonzero(as_tuple=True)
-        codes[image, anchor] = encode(boxes[image, matched[image, anchor]], anchors[anchor])
-        return codes
-    own = boxes.gather(1, matched.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))  # (B, A, 4)
-    return torch.where((matched >= 0).unsqueeze(-1), encode(own, anchors), codes)
+def _first_of_highest(groups: Tensor, numbers: Tensor, values: Tensor, count: int) -> Tensor:
+    """Return for each of ``count`` groups the lowest number among those of its entries with the highest value."""
+    highest = torch.zeros(count).scatter_reduce_(0, groups, values, "amax")
+    among = values == highest[groups]
+    most = torch.iinfo(torch.int64).max
+    return torch.full((count,), most).scatter_reduce_(0, groups[among], numbers[among], "amin")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Anchors that have top and bottom in common, as those of one shape in one row of cells have.
+
+    Attributes:
+        top: (R,).
+        bottom: (R,).
+        widest: (R,), width of the row's widest anchor.
+        least_area: (R,).
+        start: (R,), where the row's anchors begin in ``members``.
+        length: (R,).
+        members: (A,), indices of anchors, row after row.
+    """
+
+    top: Tensor
+    bottom: Tensor
+    widest: Tensor
+    least_area: Tensor
+    start: Tensor
+    length: Tensor
+    members: Tensor
+
+
+_known_rows = WeakTensorKeyDictionary()
+"""Rows of the anchors seen last, for as long as those live; anchors are made once for an image size."""
+
+
+def _rows(anchors: Tensor) -> _Rows:
+    known: tuple[int, _Rows] | None = _known_rows.get(anchors)  # type: ignore[no-untyped-call]
+    if known is not None and known[0] == anchors._version:
+        return known[1]
+    spans, row, length = torch.unique(anchors[:, 1::2], dim=0, return_inverse=True, return_counts=True)
+    zeros = torch.zeros(len(spans))
+    rows = _Rows(
+        top=spans[:, 0].contiguous(),
+        bottom=spans[:, 1].contiguous(),
+        widest=zeros.scatter_reduce(0, row, anchors[:, 2] - anchors[:, 0], "amax"),
+        least_area=zeros.scatter_reduce(0, row, areas(anchors), "amin", include_self=False),
+        start=length.cumsum(0) - length,
+        length=length,
+        members=row.argsort(stable=True),
+    )
+    _known_rows[anchors] = (anchors._version, rows)
+    return rows
+
+
+def _candidates(boxes: Tensor, anchors: Tensor, rows: _Rows, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pairs of box (T, 4) and anchor that may match or be the box's best, and their IoU: (P,) each.
+
+    A row's anchors share at most its height common with the box times the smaller width. So no IoU of the row exceeds
+    a bound; the row with a box's highest bound tells what its best anchor has at least, and rows bounded below that as
+    well as below the threshold need no look.
+    """
+    height = torch.minimum(boxes[:, 3:], rows.bottom).sub_(torch.maximum(boxes[:, 1:2], rows.top)).clamp_(min=0)
+    shared = height.mul_(torch.minimum(boxes[:, 2:3] - boxes[:, :1], rows.widest))  # (T, R)
+    bound = shared / (areas(boxes).unsqueeze(1) + rows.least_area - shared).clamp_(min=1e-9)
+    box, _, iou = _expand(torch.arange(len(boxes)), bound.argmax(1), boxes, anchors, rows)
+    at_least = torch.zeros(len(boxes)).scatter_reduce_(0, box, iou, "amax").clamp_(max=threshold)
+    box, row = (bound >= (at_least - _SLACK).clamp_(min=1e-9).unsqueeze(1)).nonzero(as_tuple=True)
+    return _expand(box, row, boxes, anchors, rows)
+
+
+def _expand(box: Tensor, row: Tensor, boxes: Tensor, anchors: Tensor, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn pairs of box and row, (Q,), into pairs of box and anchor, with their IoU: (P,) each."""
+    length = rows.length[row]
+    before = length.cumsum(0) - length
+    within = torch.arange(int(length.sum())) - before.repeat_interleave(length)
+    anchor = rows.members[rows.start[row].repeat_interleave(length) + within]
+    box = box.repeat_interleave(length)
+    return box, anchor, _overlap(boxes[box], anchors[anchor])[1]

@@ -122,13 +122,32 @@ def test_an_anchor_that_two_boxes_want_most_goes_to_the_first() -> None:
     assert (targets.labels == 5).sum() == 0
 
 
-@pytest.mark.parametrize("pairs", [1, 500, 10**9], ids=["anchor by anchor", "some at a time", "all at once"])
-def test_the_result_does_not_depend_on_how_many_pairs_are_handled_at_a_time(
-    pairs: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at_a_time", [1, 3000, 10**9], ids=["one by one", "some at a time", "all at once"])
+@pytest.mark.parametrize("boxes", [0, 1, 40])
+def test_looking_at_few_anchors_gives_what_looking_at_all_gives(
+    boxes: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    anchors = ANCHORS[-700:]
-    boxes_xyxy, labels = scene(2, 6)
-    ignore = torch.tensor([[False, True, False, False, True, False]] * 2)
-    expected = assign(anchors, boxes_xyxy, labels, ignore)
-    monkeypatch.setattr(module, "_CPU_PAIRS", pairs)
-    same(assign(anchors, boxes_xyxy, labels, ignore), expected)
+    anchors = ANCHORS[-700:].clone()
+    boxes_xyxy, labels = scene(3, boxes, seed=boxes)
+    boxes_xyxy[1, 3:], labels[1, 3:] = -1.0, -1
+    ignore = torch.arange(boxes).remainder(3).eq(1).expand(3, -1)
+    present = labels >= 0
+    dense = module._assign_densely(anchors, boxes_xyxy, labels, present & ~ignore, present & ignore, 0.5)
+    monkeypatch.setattr(module, "_CPU_BOUNDS", at_a_time)
+    same(assign(anchors, boxes_xyxy, labels, ignore), dense)
+    if boxes < 40:
+        monkeypatch.setattr(module, "_DEVICE_PAIRS", at_a_time)
+        same(module._assign_densely(anchors, boxes_xyxy, labels, present & ~ignore, present & ignore, 0.5), dense)
+
+
+def test_anchors_in_no_order_and_changed_in_place_are_matched_as_well() -> None:
+    boxes_xyxy, labels = scene(2, 12)
+    generator = torch.Generator().manual_seed(0)
+    anchors = ANCHORS[torch.randperm(len(ANCHORS), generator=generator)].clone()
+    everything = torch.ones_like(labels, dtype=torch.bool)
+    for _ in range(2):
+        same(
+            assign(anchors, boxes_xyxy, labels),
+            module._assign_densely(anchors, boxes_xyxy, labels, everything, None, 0.5),
+        )
+        anchors += 3.0
