@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence, Sized
-from typing import Any, Protocol, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -237,20 +237,23 @@ class BatchLoader:
             raise UserError(f"the number of workers is 0 or more, got {workers}")
         self.sampler = sampler
         self.batch_size = batch_size
-        self._loader: DataLoader[Any] = DataLoader(
-            cast("Dataset[Any]", _Batches(data)),
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            drop_last=drop_last,
-            generator=torch.Generator(),  # its own, so as not to draw from the one that the model draws from
-            collate_fn=_as_it_is,
-            pin_memory=torch.device(device).type == "cuda",
-            worker_init_fn=init_worker,
-            persistent_workers=workers > 0,
+        self._arguments: dict[str, Any] = {
+            "dataset": _Batches(data),
+            "batch_size": batch_size,
+            "sampler": sampler,
+            "num_workers": workers,
+            "drop_last": drop_last,
+            "collate_fn": _as_it_is,
+            "pin_memory": torch.device(device).type == "cuda",
+            "worker_init_fn": init_worker,
+            "persistent_workers": workers > 0,
             # Forked workers share the index's columns and the imports. Elsewhere fork is unsafe or absent: the default.
-            multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
-        )
+            "multiprocessing_context": "fork" if workers > 0 and sys.platform == "linux" else None,
+        }
+        self._loader = self._new_loader()
+
+    def _new_loader(self) -> DataLoader[Any]:
+        return DataLoader(**self._arguments)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Say which epoch the next pass is, and how many of its images to skip; without it, passes count up from 0."""
@@ -265,9 +268,14 @@ class BatchLoader:
         Raises:
             UserError: an image cannot be read; the message names its file.
         """
-        for batch in self._loader:
+        batches = iter(self._loader)
+        while (batch := next(batches, None)) is not None:
             if isinstance(batch, UserError):
-                raise batch
+                # End the workers now. Left to a traceback that holds them, they may fall to the garbage collector; it
+                # takes apart their queues first, and PyTorch then waits five seconds for each of them.
+                del batches
+                self._loader = self._new_loader()
+                raise UserError(*batch.args)
             yield batch
 
 
@@ -342,7 +350,7 @@ def init_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Batches(Sized):
+class _Batches:
     """The data set that PyTorch's loader sees: whole batches, or the error that kept one from being made."""
 
     def __init__(self, data: DetectionData) -> None:
