@@ -17,7 +17,7 @@ IGNORED = -2
 _DEVICE_PAIRS = 1 << 26
 """Anchor-box pairs that a device handles at a time, for its memory."""
 
-_CPU_BOUNDS = 1 << 19
+_CPU_BOUNDS = 1 << 17
 """Bounds that a processor computes at a time, for its cache."""
 
 _SLACK = 1e-4

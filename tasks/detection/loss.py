@@ -13,8 +13,10 @@ from effdense.tasks.detection.assign import IGNORED, Targets
 BOX_WEIGHT = 50.0
 """Weight of the box loss in the published sum (google/automl hparams, ``box_loss_weight``)."""
 
-_CPU_ELEMENTS = 1 << 17
+_CPU_ELEMENTS = 1 << 15
 _DEVICE_ELEMENTS = 1 << 24
+"""Logits handled at a time. On a processor few enough for its cache, and for one thread: waiting for a second costs
+more than it does where data loaders keep the cores busy."""
 
 
 class DetectionLoss:
