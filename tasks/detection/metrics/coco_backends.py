@@ -64,7 +64,7 @@ def run_hotcoco(
 
     truth = _open_truth(ground_truth, iou_type)
     image_ids, category_ids = truth.get_img_ids(), sorted(truth.get_cat_ids())
-    found = _open_detections(truth, detections, iou_type)
+    found, count = _open_detections(truth, detections, iou_type)
     evaluation = hotcoco.COCOeval(truth, found, iou_type)
     evaluation.params.max_dets = list(max_detections)
     evaluation.evaluate()
@@ -78,11 +78,9 @@ def run_hotcoco(
         scores=arrays["scores"],
         category_ids=tuple(category_ids),
         class_names=tuple(str(categories[category]["name"]) for category in category_ids),
-        instances=np.array(
-            [len(truth.get_ann_ids(img_ids=image_ids, cat_ids=[one], iscrowd=False)) for one in category_ids], np.int64
-        ),
+        instances=_count_instances(truth, category_ids),
         num_images=len(image_ids),
-        num_detections=len(found.get_ann_ids()),
+        num_detections=count,
     )
 
 
@@ -126,6 +124,14 @@ def run_pycocotools(
     )
 
 
+def _count_instances(truth: Any, category_ids: list[int]) -> Int64:
+    """Return how many objects of each category count, (K,); crowds and those of unlisted images do not."""
+    only: dict[str, Any] = {"iscrowd": False}
+    if len(truth.get_ann_ids(img_ids=truth.get_img_ids())) != len(truth.get_ann_ids()):
+        only["img_ids"] = truth.get_img_ids()  # costs time, and is rarely needed
+    return np.array([len(truth.get_ann_ids(cat_ids=[one], **only)) for one in category_ids], np.int64)
+
+
 def _open_truth(source: GroundTruth, iou_type: str) -> Any:
     """Return hotcoco's COCO of the ground truth."""
     import hotcoco
@@ -160,16 +166,13 @@ def _open_truth_file(path: Path, iou_type: str) -> Any | None:
     return truth if complete and truth.get_cat_ids() and truth.get_img_ids() else None
 
 
-def _open_detections(truth: Any, source: DetectionTable | Path, iou_type: str) -> Any:
-    """Return hotcoco's COCO of the detections."""
+def _open_detections(truth: Any, source: DetectionTable | Path, iou_type: str) -> tuple[Any, int]:
+    """Return hotcoco's COCO of the detections, and how many they are."""
     if isinstance(source, DetectionTable):
         _check_has_masks(iou_type)
         source.check_against(np.array(truth.get_img_ids()), np.array(truth.get_cat_ids()))
-        return truth.load_res(
-            np.column_stack([source.image_ids, source.boxes_xywh, source.scores, source.category_ids]).astype(
-                np.float64
-            )
-        )
+        columns = (source.image_ids, source.boxes_xywh, source.scores, source.category_ids)
+        return truth.load_res(np.column_stack(columns).astype(np.float64)), len(source)
     content = read_bytes(source)
     if content.lstrip()[:1] == b"[" and not _has_odd_values(content) and _names_only_known(content, truth):
         with contextlib.suppress(ValueError):
@@ -178,18 +181,22 @@ def _open_detections(truth: Any, source: DetectionTable | Path, iou_type: str) -
             shape_key = b'"bbox"' if iou_type == "bbox" else b'"segmentation"'
             in_order = content.count(b'"score"') == content.count(shape_key) == count and not found.load_warnings
             if in_order:
-                return found
+                return found, count
     dataset = {
         "images": [{"id": one} for one in truth.get_img_ids()],
         "categories": [{"id": one} for one in truth.get_cat_ids()],
     }
     entries = _entries(source, dataset, iou_type)
-    return _rejecting(lambda: truth.load_res(entries), str(source))
+    return _rejecting(lambda: truth.load_res(entries), str(source)), len(entries)
 
 
 def _has_odd_values(content: bytes) -> bool:
-    """Tell whether a JSON text may hold what is no number; hotcoco takes all of these for null, and null for absent."""
-    return any(word in content for word in (b"null", b"NaN", b"Infinity"))
+    """Tell whether a JSON text may hold what is no number; hotcoco takes all of these for null, and null for absent.
+
+    A single letter is found many times faster than a word, and most results files hold none of these three.
+    """
+    words = ((b"u", b"null"), (b"N", b"NaN"), (b"I", b"Infinity"))
+    return any(letter in content and word in content for letter, word in words)
 
 
 def _names_only_known(content: bytes, truth: Any) -> bool:
