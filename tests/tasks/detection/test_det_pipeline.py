@@ -249,6 +249,19 @@ def test_augmented_samples_are_sound_over_many_draws() -> None:
             assert (sample.boxes_xyxy <= [48, 32, 48, 32]).all()
 
 
+@pytest.mark.parametrize(
+    "moving", [{"scale": (2.0, 2.0)}, {"scale": (1.0, 1.0), "randaugment_ops": 4}], ids=["crop", "randaugment"]
+)
+def test_the_rules_for_boxes_reach_every_step_that_moves_them(moving: dict[str, Any]) -> None:
+    def boxes_left(**rules: float) -> int:
+        transform = train_transform(image_size_hw=(48, 48), fill=FILL, randaugment_magnitude=9, **moving, **rules)
+        data = DetectionData(FakeIndex(4), transform)
+        return sum(len(data[epoch, 3].labels) for epoch in range(30))
+
+    assert boxes_left(min_visible=1.0) < boxes_left(min_visible=0.5) < boxes_left(min_visible=0.0)
+    assert boxes_left(min_box_size=40.0) < boxes_left()
+
+
 def test_colours_of_the_padding_are_never_augmented() -> None:
     shrink = train_transform(
         image_size_hw=(64, 64), fill=FILL, scale=(0.3, 0.3), photometric=1.0, randaugment_ops=3, randaugment_magnitude=9
