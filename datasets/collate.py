@@ -31,10 +31,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         boxes_xyxy[row, rows] = sample.boxes_xyxy
         labels[row, rows] = sample.labels
         ignore[row, rows] = sample.crowd | sample.difficult
-    images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)  # (B, 3, H, W)
+    images = torch.from_numpy(np.stack([sample.image for sample in samples]))  # (B, H, W, 3)
     masks = np.stack([sample.mask for sample in samples if sample.mask is not None]) if True in with_mask else None
     return Batch(
-        images=torch.from_numpy(np.ascontiguousarray(images)),
+        images=images.permute(0, 3, 1, 2),  # (B, 3, H, W) in channels-last order, as convolutions prefer it
         boxes_xyxy=torch.from_numpy(boxes_xyxy),
         labels=torch.from_numpy(labels),
         ignore=torch.from_numpy(ignore),

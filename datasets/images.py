@@ -7,8 +7,10 @@ turned only when it does not match as stored and does match once turned.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,13 +37,18 @@ class Header:
 
     Attributes:
         size_hw: pixels as stored, before any EXIF rotation.
-        sideways: the EXIF orientation swaps width and height.
+        orientation: EXIF's, 1 to 8; 1 is upright.
         num_bytes: length of the file.
     """
 
     size_hw: tuple[int, int]
-    sideways: bool
+    orientation: int
     num_bytes: int
+
+    @property
+    def sideways(self) -> bool:
+        """Whether the orientation swaps width and height."""
+        return self.orientation in _EXIF_SIDEWAYS
 
     def fits(self, size_hw: tuple[int, int]) -> bool:
         """Whether the image has the given size, as stored or once turned by EXIF."""
@@ -79,19 +86,28 @@ def read_rgb(path: Path, size_hw: tuple[int, int] | None = None) -> UInt8:
     Raises:
         UserError: the file is missing or broken, or has another size than the annotation states.
     """
-    try:
-        data = path.read_bytes()
-        if not _ends_properly(data[:8], data[-_TAIL_BYTES:]):
-            _decode_with_pillow(data)
+    with _explained(path):
+        data = _sound_bytes(path)
         image = _decode(data)
         if size_hw is None or image.shape[:2] == size_hw:
             return image
         header = _parse_header(io.BytesIO(data), len(data))
         if header.fits(size_hw):
             return _decode_with_pillow(data, turn=True)
-    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
     raise UserError(size_mismatch(path, header, size_hw))
+
+
+def read_upright(path: Path) -> UInt8:
+    """Read an image as RGB, (H, W, 3), the way a person sees it: turned as its EXIF orientation says.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    with _explained(path):
+        data = _sound_bytes(path)
+        turned = _parse_header(io.BytesIO(data), len(data)).orientation != 1
+        return _decode_with_pillow(data, turn=True) if turned else _decode(data)
+    raise AssertionError("unreachable: errors leave as UserError")
 
 
 def size_mismatch(path: Path, header: Header, size_hw: tuple[int, int]) -> str:
@@ -103,13 +119,30 @@ def size_mismatch(path: Path, header: Header, size_hw: tuple[int, int]) -> str:
     )
 
 
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into a UserError that names the file."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _sound_bytes(path: Path) -> bytes:
+    """Return a file's content; Pillow raises here where it is cut short."""
+    data = path.read_bytes()
+    if not _ends_properly(data[:8], data[-_TAIL_BYTES:]):
+        _decode_with_pillow(data)
+    return data
+
+
 def _parse_header(file: BinaryIO, num_bytes: int) -> Header:
     with Image.open(file) as image:
         width, height = image.size
         # Pillow would decode a whole PNG to look for a tag behind the pixels.
         has_tags = image.format != "PNG" or "exif" in image.info
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if has_tags else 1
-    return Header((height, width), orientation in _EXIF_SIDEWAYS, num_bytes)
+    return Header((height, width), orientation, num_bytes)
 
 
 def _ends_properly(start: bytes, tail: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,42 +63,44 @@ def available_splits(name: str, root: Path | None) -> list[str]:
     return coco_splits(existing_folder(root)) if name == "coco" else voc_splits(root)
 
 
-def match_classes(index: DetectionIndex, reference: DetectionIndex) -> DetectionIndex:
-    """Return ``index`` with its labels renumbered to the classes of ``reference``, which are matched by name.
+def match_classes(index: DetectionIndex, class_names: Sequence[str], source: object) -> DetectionIndex:
+    """Return ``index`` with its labels renumbered to these classes, which are matched by name.
 
-    Classes that only the reference has are added, since a part of a data set need not list what it does not show. Each
-    class keeps the id that ``index`` has for it, so that what is written agrees with its own annotations.
+    Classes that only ``class_names`` has are added, since a part of a data set need not list what it does not show.
+    Each class keeps the id that ``index`` has for it, so that what is written agrees with its own annotations.
 
     Args:
         index: typically the validation split.
-        reference: typically the training split.
+        class_names: typically those of the training split, or of a model.
+        source: where they come from, for the texts.
 
     Raises:
-        UserError: ``index`` has classes that the reference lacks; names them.
+        UserError: ``index`` has classes that are not among ``class_names``; names them.
     """
-    if index.class_names == reference.class_names:
+    class_names = tuple(class_names)
+    if index.class_names == class_names:
         return index
-    if strangers := [name for name in index.class_names if name not in reference.class_names]:
-        missing = [name for name in reference.class_names if name not in index.class_names]
-        only_there = f"; only {reference.source} has {_listed(missing)}" if missing else ""
+    if strangers := [name for name in index.class_names if name not in class_names]:
+        missing = [name for name in class_names if name not in index.class_names]
+        only_there = f"; only {source} has {_listed(missing)}" if missing else ""
         raise UserError(
             f"the classes differ: only {index.source} has {_listed(strangers)}{only_there}; "
-            "use splits of one data set, with the same class names"
+            "use data with the same class names"
         )
     own_ids = dict(zip(index.class_names, index.category_ids, strict=True))
-    free = max([*index.category_ids, *reference.category_ids]) + 1
-    added = [name for name in reference.class_names if name not in own_ids]
+    free = max(index.category_ids, default=0) + 1
+    added = [name for name in class_names if name not in own_ids]
     own_ids |= {name: free + position for position, name in enumerate(added)}
-    table = np.array([reference.class_names.index(name) for name in index.class_names], np.int64)
+    table = np.array([class_names.index(name) for name in index.class_names], np.int64)
     known = index.labels >= 0
     labels = index.labels.copy()
     labels[known] = table[index.labels[known]]
-    note = f"{index.source}: classes renumbered by name to those of {reference.source}"
+    note = f"{index.source}: classes renumbered by name to those of {source}"
     note += f"; it does not list {_listed(added)}" if added else ""
     return replace(
         index,
-        class_names=reference.class_names,
-        category_ids=tuple(own_ids[name] for name in reference.class_names),
+        class_names=class_names,
+        category_ids=tuple(own_ids[name] for name in class_names),
         labels=labels,
         notes=(*index.notes, note),
     )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":
+    __import__("checkout")
+
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from effdense.backbones.registry import list_backbones, resolve_backbone
+from effdense.command_line import run_tool
+from effdense.config import parse
 from effdense.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,25 +21,22 @@ if TYPE_CHECKING:
 _MISSING = "-"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table.
+@dataclass(frozen=True)
+class BackbonesConfig:
+    """Which backbones to list."""
 
-    Args:
-        argv: command line without the program's name; default: the process's.
+    names: str | None = None
+    """Shell pattern, as 'lite*' or 'efficientnetv2_rw_*'; by default all with a short name."""
+    measure: bool = True
+    """Build each network and measure it; --no-measure prints the published numbers only."""
 
-    Returns:
-        Exit code: 0, or 2 where no backbone matches.
-    """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--names", metavar="PATTERN", help="shell pattern, as 'lite*' or 'efficientnetv2_rw_*'")
-    parser.add_argument("--no-measure", action="store_true", help="published numbers only: builds nothing")
-    options = parser.parse_args(argv)
-    try:
-        specs = _chosen(options.names)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    _print_table(specs, measure=not options.no_measure)
+
+@run_tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, measure, print the table."""
+    arguments = sys.argv[1:] if argv is None else argv
+    config = parse(BackbonesConfig, arguments, prog="backbones", description=__doc__).config
+    _print_table(_chosen(config.names), measure=config.measure)
     return 0
 
 

@@ -6,6 +6,10 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from effdense.tasks.detection.score import Scores
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -36,3 +40,22 @@ def show_training_result(best: Path) -> None:
         top = max(scored, key=lambda record: record["AP"])
         print(f"best epoch {top['epoch']}: mAP {top['AP']:.4f}, mAP50 {top['AP50']:.4f}")
     print(f"model: {best}")
+
+
+def show_scores(scores: Scores) -> None:
+    """Print the twelve numbers, the classes, and what was written."""
+    from rich.console import Console
+
+    from effdense.tasks.detection.metrics.report import per_class_table, summary_table
+
+    console = Console()
+    console.print(per_class_table(scores.coco, scores.voc))
+    console.print(summary_table(scores.coco))
+    if scores.voc is not None:
+        console.print(
+            f"VOC AP50: {scores.voc.mean_ap(0.5):.4f} (area), {scores.voc.mean_ap(0.5, '11point'):.4f} (11 points)"
+        )
+    for note in scores.coco.notes:
+        console.print(note)
+    for path in scores.files:
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)

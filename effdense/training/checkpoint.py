@@ -1,16 +1,10 @@
-"""Files of a run: whole models as safetensors with a JSON header, and the state that resuming needs.
-
-Every file is written beside its place and renamed, so that a crash or a full disk leaves the old one.
-"""
+"""Files of a run: whole models as safetensors with a JSON header, and the state that resuming needs."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from effdense.errors import UserError
+from effdense.files import replacing
 
 FORMAT = 1
 _HEADER_KEY = "effdense"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place on success and is removed on failure.
-
-    Raises:
-        UserError: the disk is full or cannot be written to; ``path`` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise UserError(f"could not write {path}: {error}; free some space or choose another --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def require_space(folder: Path, bytes_needed: int) -> None:
@@ -124,12 +97,7 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
 def state_bytes(model: torch.nn.Module, copies: int) -> int:
     """Estimate the bytes of ``copies`` copies of a model's state."""
-    return copies * sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    total: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return copies * total

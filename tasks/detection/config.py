@@ -46,7 +46,7 @@ class DetectionConfig:
     replace_head: bool = False
     """With --weights FILE or coco: start the class head afresh where the file's has another number of classes."""
     image_size: int | None = None
-    """Side of the square that images are fitted into, in pixels; by default the architecture's; 128 for the demo set."""
+    """Side of the square that images are fitted into, in pixels; by default the architecture's (demo: 128)."""
     bifpn_channels: int | None = None
     """BiFPN width; by default the architecture's."""
     bifpn_repeats: int | None = None

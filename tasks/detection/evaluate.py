@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effdense.datasets.index import DetectionIndex
-from effdense.errors import UserError
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
 from effdense.tasks.detection.metrics.tables import DetectionTable
@@ -49,7 +48,7 @@ def evaluate(
     """Detect on every image of a data set and score the detections.
 
     Args:
-        detector: its classes must be the data set's.
+        detector: its classes must be the data set's, in the same order (``match_classes`` sees to that).
         index: a labelled data set.
         batch_size: images in a forward pass.
         workers: processes that load images.
@@ -57,9 +56,10 @@ def evaluate(
         max_detections: COCO's three limits; 1, 10, 100 by default.
 
     Raises:
-        UserError: the classes differ, or an image cannot be read.
+        UserError: an image cannot be read.
     """
-    check_classes(detector.class_names, index)
+    if detector.class_names != index.class_names:
+        raise ValueError("the data set is not in the order of the detector's classes: see match_classes")
     truth = GroundTruthTable.from_index(index)
     found = []
     image_ids: list[int] = []
@@ -72,28 +72,3 @@ def evaluate(
     table = DetectionTable.from_detections(found, image_ids, index.category_ids)
     coco = coco_metrics(truth, table, backend=evaluator, max_detections=max_detections or (1, 10, 100))
     return Evaluation(coco, truth, table, len(index) / max(seconds, 1e-9))
-
-
-def check_classes(class_names: Sequence[str], index: DetectionIndex) -> None:
-    """Refuse to score a detector on a data set of other classes.
-
-    Raises:
-        UserError: names the first class that differs.
-    """
-    if tuple(class_names) == index.class_names:
-        return
-    if len(class_names) != len(index.class_names):
-        raise UserError(
-            f"the model has {len(class_names)} classes ({_few(class_names)}), {index.source} has "
-            f"{len(index.class_names)} ({_few(index.class_names)}): evaluate on the data set that it was trained for"
-        )
-    for number, (ours, theirs) in enumerate(zip(class_names, index.class_names, strict=True)):
-        if ours != theirs:
-            raise UserError(
-                f"class {number} is {ours!r} for the model and {theirs!r} in {index.source}: evaluate on the data set "
-                "that it was trained for"
-            )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import collate
-from effdense.datasets.images import read_rgb
+from effdense.datasets.images import read_upright
 from effdense.errors import UserError
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
 from effdense.tasks.detection.pipeline import eval_transform
@@ -89,19 +89,25 @@ class Detector:
 
     def with_selection(self, **changes: Any) -> Detector:
         """Return a detector on the same network with a changed `Selection`, such as ``score_threshold=0.3``."""
-        return self._like(self.model, replace(self.selection, **changes))
+        return self._with(selection=replace(self.selection, **changes))
 
     def with_model(self, model: EfficientDet) -> Detector:
         """Return a detector that runs another network of the same kind, such as the moving average of this one."""
-        return self._like(model, self.selection)
+        return self._with(model=model)
 
-    def _like(self, model: EfficientDet, selection: Selection) -> Detector:
+    def with_image_size(self, image_size: int) -> Detector:
+        """Return a detector on the same network that fits images into a square of another side, in pixels."""
+        return self._with(image_size=image_size)
+
+    def _with(
+        self, *, model: EfficientDet | None = None, selection: Selection | None = None, image_size: int | None = None
+    ) -> Detector:
         return Detector(
-            model,
+            model or self.model,
             self.class_names,
-            image_size=self.image_size,
+            image_size=image_size or self.image_size,
             category_ids=self.category_ids,
-            selection=selection,
+            selection=selection or self.selection,
             header=self.header,
         )
 
@@ -120,11 +126,14 @@ class Detector:
             UserError: an image cannot be read, or is no RGB array of uint8.
         """
         if isinstance(images, (list, tuple)):
-            samples = (as_sample(image) for image in images)
-            return [found for batch in self._batches(samples, batch_size) for found in self.detect(batch)]
-        return self.detect(collate([self.transform(as_sample(images), np.random.default_rng(0))]))[0]
+            return self.predict_samples((as_sample(image) for image in images), batch_size=batch_size)
+        return self.predict_samples([as_sample(cast("ImageInput", images))], batch_size=1)[0]
 
-    def _batches(self, samples: Iterator[Sample], batch_size: int) -> Iterator[Batch]:
+    def predict_samples(self, samples: Iterable[Sample], batch_size: int = 8) -> list[Detections]:
+        """Detect objects in samples that no transform has touched yet; one Detections each."""
+        return [found for batch in self._batches(samples, batch_size) for found in self.detect(batch)]
+
+    def _batches(self, samples: Iterable[Sample], batch_size: int) -> Iterator[Batch]:
         rng = np.random.default_rng(0)  # the evaluation transform draws nothing
         waiting: list[Sample] = []
         for sample in samples:
@@ -186,7 +195,7 @@ def as_sample(image: ImageInput) -> Sample:
         UserError: a file cannot be read, or an array is no (H, W, 3) of uint8.
     """
     if isinstance(image, (str, Path)):
-        pixels = read_rgb(Path(image), None)
+        pixels = read_upright(Path(image))
     elif isinstance(image, np.ndarray):
         pixels = image
     elif hasattr(image, "convert"):
@@ -216,7 +225,7 @@ def load_detector(path: Path) -> Detector:
     model.backbone.set_statistics(preprocessing["mean"], preprocessing["std"])
     load_complete(model, read_tensors(path), source=str(path))
     return Detector(
-        model,
+        model.to(memory_format=torch.channels_last),
         header["class_names"],
         image_size=preprocessing["image_size"],
         category_ids=header["category_ids"],

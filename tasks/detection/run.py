@@ -8,10 +8,10 @@ from typing import Any
 
 from effdense.config import Parsed, load_yaml, to_yaml
 from effdense.errors import UserError
+from effdense.files import write_atomically
 from effdense.tasks.detection.config import DetectionConfig, ignored_settings
 from effdense.tasks.detection.setup import spec_of
 from effdense.tasks.detection.train import STATE, train
-from effdense.training.checkpoint import write_text
 from effdense.training.device import choose_device
 
 CONFIG = "config.yaml"
@@ -41,7 +41,7 @@ def begin(parsed: Parsed[DetectionConfig]) -> Path:
         raise UserError(
             f"{config.out} holds a run already: go on with it by --resume {config.out}, or choose another --out"
         )
-    write_text(config.out / CONFIG, to_yaml(config))
+    write_atomically(config.out / CONFIG, to_yaml(config))
     return train(config, config.out)
 
 

@@ -58,7 +58,7 @@ def open_data(config: DetectionConfig) -> Data:
         )
         for part in ("train", "val")
     }
-    splits["val"] = match_classes(splits["val"], splits["train"])
+    splits["val"] = match_classes(splits["val"], splits["train"].class_names, splits["train"].source)
     report = examine(splits, skip_broken=config.skip_broken)
     for line in report.lines():
         log.info("%s", line)

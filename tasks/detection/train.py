@@ -77,7 +77,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     precision: Precision
     loss: DetectionLoss
-    ema: ModelEma | None
+    ema: ModelEma[EfficientDet] | None
     metrics: MetricsFile
     progress: Progress
 
@@ -257,7 +257,7 @@ def evaluate_epoch(run: Run) -> Evaluation:
     detector, progress = run.evaluated(), run.progress
     evaluation = evaluate(detector, run.data.val, batch_size=run.config.batch_size, evaluator=run.config.evaluator)
     score = evaluation.map
-    detector.header = header_of(run, evaluation)
+    detector.header = header_of(run, evaluation, progress.epoch + 1)
     if score > progress.best:
         progress.best, progress.best_epoch, progress.stale = score, progress.epoch + 1, 0
         detector.save(run.folder / BEST)
@@ -270,7 +270,7 @@ def finish_epoch(run: Run, record: dict[str, Any], evaluation: Evaluation | None
     """Write the epoch's files; the state comes last, so that a crash at any point repeats the epoch and no more."""
     run.progress.epoch += 1
     detector = run.evaluated()
-    detector.header = header_of(run, evaluation)
+    detector.header = header_of(run, evaluation, run.progress.epoch)
     detector.save(run.folder / LAST)
     if evaluation is not None:
         record.update(evaluation.coco.metrics)
@@ -300,10 +300,10 @@ def run_scalars(record: dict[str, Any]) -> dict[str, float | None]:
     return {(f"loss/{k}" if k in losses else k): v for k, v in record.items() if k not in skip}
 
 
-def header_of(run: Run, evaluation: Evaluation | None) -> dict[str, Any]:
+def header_of(run: Run, evaluation: Evaluation | None, epoch: int) -> dict[str, Any]:
     """Return what a model file says of its training and its score."""
     scores = None if evaluation is None else jsonable(evaluation.coco.metrics)
-    return {"config": to_mapping(run.config), "epoch": run.progress.epoch + 1, "scores": scores}
+    return {"config": to_mapping(run.config), "epoch": epoch, "scores": scores}
 
 
 def save(run: Run) -> None:

@@ -32,7 +32,7 @@ def test_boxes_are_padded_to_the_most_and_never_cut(counts: list[int], most: int
     batch = collate(samples)
     assert batch.images.shape == (len(counts), 3, 4, 6)
     assert batch.images.dtype == torch.uint8
-    assert batch.images.is_contiguous()
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.boxes_xyxy.shape == (len(counts), most, 4)
     assert batch.labels.shape == batch.ignore.shape == (len(counts), most)
     assert batch.labels.dtype == torch.int64

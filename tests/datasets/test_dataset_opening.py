@@ -75,7 +75,7 @@ def test_classes_are_matched_by_name(
     ours = {1: "a", 2: "b", 3: "c"}
     train = open_coco(None, "train", annotations=_with_classes(tmp_path / "t.json", coco_content(), ours, [1]))
     val = open_coco(None, "val", annotations=_with_classes(tmp_path / "v.json", coco_content(), names, used))
-    matched = match_classes(val, train)
+    matched = match_classes(val, train.class_names, train.source)
     assert matched.class_names == ("a", "b", "c")
     assert matched.labels.tolist() == labels
     assert matched.category_ids == category_ids
@@ -91,4 +91,4 @@ def test_other_classes_are_an_error_that_shows_both_sides(tmp_path: Path, coco_r
     )
     val = open_coco(None, "val", annotations=_with_classes(tmp_path / "v.json", coco_content(), {1: "a", 2: "B"}, [1]))
     with pytest.raises(UserError, match=r"only .*v\.json has 'B'; only .*t\.json has 'b'"):
-        match_classes(val, train)
+        match_classes(val, train.class_names, train.source)

@@ -1,0 +1,177 @@
+"""Everything behind ``predict`` for a detector: images in, drawn images and a COCO results file out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+
+from effdense.datasets.images import IMAGE_SUFFIXES
+from effdense.datasets.index import DetectionIndex
+from effdense.datasets.opening import open_dataset
+from effdense.drawing import draw_detections
+from effdense.errors import UserError
+from effdense.files import write_atomically
+from effdense.tasks.detection.metrics.tables import DetectionTable
+from effdense.tasks.detection.predict import Detector, as_sample, load_detector
+from effdense.tasks.detection.predict_config import PredictConfig
+from effdense.training.device import choose_device
+from effdense.types import Detections, Sample, UInt8
+
+log = logging.getLogger(__name__)
+
+RESULTS, IMAGES = "detections.json", "images.json"
+
+
+@dataclass
+class Predicted:
+    """What was written, and what was left out.
+
+    Attributes:
+        drawn: one picture an image.
+        results: the COCO results file, with every detection, also those too weak to be drawn.
+        objects: how many detections were drawn.
+        broken: images that could not be read.
+    """
+
+    results: Path
+    drawn: list[Path] = field(default_factory=list)
+    objects: int = 0
+    broken: list[Path] = field(default_factory=list)
+
+
+def find_images(inputs: Sequence[Path]) -> list[Path]:
+    """Return the image files that the inputs name: files as they are, folders with all images in them, sorted.
+
+    Raises:
+        UserError: an input does not exist, or there is no image at all.
+    """
+    found: list[Path] = []
+    for entry in inputs:
+        if entry.is_dir():
+            found += sorted(p for p in entry.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        elif entry.is_file():
+            found.append(entry)
+        else:
+            raise UserError(f"there is no image or folder {entry}")
+    if not found:
+        raise UserError(
+            f"no image in {', '.join(map(str, inputs))}: looked for files ending in {' '.join(IMAGE_SUFFIXES)}"
+        )
+    return found
+
+
+def predict_files(
+    detector: Detector,
+    images: Sequence[Path] | DetectionIndex,
+    out: Path,
+    *,
+    draw_above: float = 0.3,
+    batch_size: int = 8,
+    skip_broken: bool = False,
+) -> Predicted:
+    """Detect in image files; write a picture of each and one COCO results file.
+
+    Args:
+        detector: what to detect with.
+        images: files, which get the image ids 1, 2, ... in this order (images.json says which); or a data set, whose
+            ids are kept.
+        out: folder for the pictures, detections.json and images.json.
+        draw_above: least score of what is drawn; detections.json has everything.
+        batch_size: images in a forward pass.
+        skip_broken: leave out images that cannot be read, and count them.
+
+    Raises:
+        UserError: an image cannot be read, or a file cannot be written; pictures already drawn stay.
+    """
+    result = Predicted(out / RESULTS)
+    paths = [images.path(i) for i in range(len(images))] if isinstance(images, DetectionIndex) else list(images)
+    names = picture_names(paths)
+    found: list[Detections] = []
+    image_ids: list[int] = []
+    for group in _groups(images, paths, batch_size, skip_broken, result.broken):
+        detections = detector.predict_samples([sample for _, sample in group], batch_size=batch_size)
+        for (position, sample), one in zip(group, detections, strict=True):
+            strong = one.above(draw_above)
+            write_picture(out / names[position], draw_detections(sample.image, strong))
+            result.drawn.append(out / names[position])
+            result.objects += len(strong)
+            found.append(one)
+            image_ids.append(sample.image_id)
+    DetectionTable.from_detections(found, image_ids, detector.category_ids).to_json(result.results)
+    listed = [{"id": i, "file_name": str(path)} for i, path in zip(image_ids, _read(paths, result.broken), strict=True)]
+    categories = [{"id": i, "name": n} for i, n in zip(detector.category_ids, detector.class_names, strict=True)]
+    write_atomically(out / IMAGES, json.dumps({"images": listed, "categories": categories}, indent=1))
+    return result
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """Return a file name for the picture of each image; images of one name in several folders get a number."""
+    used: dict[str, int] = {}
+    names = []
+    for path in paths:
+        count = used[path.stem] = used.get(path.stem, 0) + 1
+        names.append(f"{path.stem}.jpg" if count == 1 else f"{path.stem}-{count}.jpg")
+    return names
+
+
+def write_picture(path: Path, image: UInt8) -> None:
+    """Write an RGB image (H, W, 3) as JPEG."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
+    write_atomically(path, data.tobytes())
+
+
+def _groups(
+    images: Sequence[Path] | DetectionIndex, paths: Sequence[Path], size: int, skip_broken: bool, broken: list[Path]
+) -> Iterator[list[tuple[int, Sample]]]:
+    """Yield positions and samples, ``size`` at a time, so that only so many images are in memory."""
+    group: list[tuple[int, Sample]] = []
+    for position, path in enumerate(paths):
+        try:
+            if isinstance(images, DetectionIndex):
+                sample = images.sample(position)
+            else:
+                sample = as_sample(path).replace(image_id=position + 1)
+        except UserError:
+            if not skip_broken:
+                raise
+            log.warning("left out: %s cannot be read", path)
+            broken.append(path)
+            continue
+        group.append((position, sample))
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _read(paths: Sequence[Path], broken: Sequence[Path]) -> list[Path]:
+    left_out = set(broken)
+    return [path for path in paths if path not in left_out]
+
+
+def run_prediction(config: PredictConfig) -> Predicted:
+    """Do what the settings say.
+
+    Raises:
+        UserError: anything about the model, the images or the disk that the user can mend.
+    """
+    detector = load_detector(config.model).to(choose_device(config.device))
+    images: Sequence[Path] | DetectionIndex
+    if config.dataset == "none":
+        images = find_images(config.images)
+    else:
+        images = open_dataset(config.dataset, config.data_root, config.split)
+    return predict_files(
+        detector,
+        images,
+        config.out,
+        draw_above=config.draw_above,
+        batch_size=config.batch_size,
+        skip_broken=config.skip_broken,
+    )
