@@ -293,3 +293,12 @@ class TestGroundTruthTable:
             result = coco_metrics(stray, table({}), backend=backend)
             assert result.instances.tolist() == [0, 1]
             assert result.metrics["AP"] == pytest.approx(1.0)
+
+
+def test_an_unknown_id_far_down_a_large_file_is_found_too(tmp_path: Path) -> None:
+    (tmp_path / "truth.json").write_text(json.dumps(truth()))
+    content = json.dumps([GOOD] * 15_000 + [{**GOOD, "image_id": 9}])
+    assert len(content) > 1_100_000
+    (tmp_path / "found.json").write_text(content)
+    with pytest.raises(UserError, match="1 of 15001 detections name 1 image id"):
+        coco_metrics(tmp_path / "truth.json", tmp_path / "found.json")
