@@ -25,7 +25,7 @@ from effdense.types import Int64
 Float64 = npt.NDArray[np.float64]
 _SAMPLE = 1_000_000
 """Bytes at the head of a results file in which ids are looked up before hotcoco sees it. hotcoco finds every unknown
-id, but says so on stderr; the head is enough to notice the wrong split's file, and looking further costs a fifth more."""
+id, but says so on stderr; the head is enough to notice the wrong split's file, and to look further costs a fifth."""
 
 GroundTruth = dict[str, Any] | Path | GroundTruthTable
 
