@@ -25,7 +25,8 @@ def require_space(folder: Path, bytes_needed: int) -> None:
     Raises:
         UserError: the disk under ``folder`` has less than ``bytes_needed`` free.
     """
-    free = shutil.disk_usage(folder).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < bytes_needed:
         raise UserError(
             f"{folder} has {free / 1e6:.0f} MB free and this run's files need {bytes_needed / 1e6:.0f} MB; "

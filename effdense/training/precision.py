@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from effdense.errors import UserError
+from effdense.ops.depthwise import FastDepthwise
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,7 +32,11 @@ class Precision:
         """Return the context in which the forward pass runs."""
         if self.name == "fp32":
             return nullcontext()
-        return torch.autocast(self.device_type, dtype=_DTYPES[self.name])
+        context = ExitStack()
+        context.enter_context(torch.autocast(self.device_type, dtype=_DTYPES[self.name]))
+        if self.device_type == "cpu":
+            context.enter_context(FastDepthwise())
+        return context
 
     def backward(self, loss: torch.Tensor) -> None:
         """Back-propagate a scalar loss, scaled where fp16 asks for it."""

@@ -1,4 +1,4 @@
-"""A run from its settings on: begin it or go on with it, and keep its settings beside its files."""
+"""A run from its settings on: begin it or go on with it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from effdense.config import Parsed, load_yaml, to_yaml
+from effdense.config import Parsed, load_yaml
 from effdense.errors import UserError
-from effdense.files import write_atomically
 from effdense.tasks.detection.config import DetectionConfig, ignored_settings
 from effdense.tasks.detection.setup import spec_of
-from effdense.tasks.detection.train import STATE, train
+from effdense.tasks.detection.train import CONFIG, STATE, train
 from effdense.training.device import choose_device
-
-CONFIG = "config.yaml"
 
 DEMO_IMAGE_SIZE = 128
 """The demo scenes are this large; a published resolution would only enlarge them."""
@@ -41,7 +38,6 @@ def begin(parsed: Parsed[DetectionConfig]) -> Path:
         raise UserError(
             f"{config.out} holds a run already: go on with it by --resume {config.out}, or choose another --out"
         )
-    write_atomically(config.out / CONFIG, to_yaml(config))
     return train(config, config.out)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from effdense.config import to_mapping
+from effdense.config import to_mapping, to_yaml
 from effdense.errors import UserError
+from effdense.files import write_atomically
 from effdense.tasks.detection.assign import assign
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.evaluate import Evaluation, evaluate
@@ -39,7 +40,10 @@ from effdense.types import Batch
 
 log = logging.getLogger(__name__)
 
-STATE, BEST, LAST, METRICS = "state.pt", "best.safetensors", "last.safetensors", "metrics.jsonl"
+STATE, BEST, LAST, METRICS, CONFIG = "state.pt", "best.safetensors", "last.safetensors", "metrics.jsonl", "config.yaml"
+
+STATE_COPIES = 8
+"""What a run's files hold, in copies of the model: best, last and a state of four, each written beside the old one."""
 
 
 @dataclass
@@ -108,7 +112,7 @@ def train(config: DetectionConfig, folder: Path, *, resume: bool = False) -> Pat
 
     Args:
         config: resolved settings (see `effdense.tasks.detection.run.resolve`).
-        folder: where the run's files go; exists.
+        folder: where the run's files go; made once settings, data and weights are known to be usable.
         resume: go on from the folder's state; the result is that of a run never stopped.
 
     Returns:
@@ -158,6 +162,9 @@ def start(config: DetectionConfig, folder: Path, *, resume: bool) -> Run:
     log.info(
         "learning rate %g for 64 images is %.3g for steps of %d (%s)", config.lr, lr, images_per_step, config.optimizer
     )
+    if state is None:
+        require_space(folder, state_bytes(model, copies=STATE_COPIES))
+        write_atomically(folder / CONFIG, to_yaml(config))
     run = Run(
         config=config,
         folder=folder,
@@ -171,9 +178,7 @@ def start(config: DetectionConfig, folder: Path, *, resume: bool) -> Run:
         metrics=MetricsFile(folder / METRICS, lines=state["metrics_lines"] if state else 0),
         progress=Progress(**state["progress"]) if state else Progress(),
     )
-    if state is None:
-        require_space(folder, state_bytes(model, copies=7))
-    else:
+    if state is not None:
         restore(run, state)
     return run
 

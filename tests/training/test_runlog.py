@@ -1,0 +1,84 @@
+"""The log of a run: loss sums, the stop at a non-finite loss, metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from effdense.training.runlog import EpochBar, LossMeter, MetricsFile, NonFiniteLossError
+
+
+def _losses(value: float) -> dict[str, torch.Tensor]:
+    return {"class": torch.tensor(value), "box": torch.tensor(2 * value)}
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_means_do_not_depend_on_how_often_the_device_is_read(every: int) -> None:
+    meter = LossMeter(every)
+    for step in range(7):
+        meter.add(step, (step,), _losses(float(step)))
+    assert meter.means() == {"class": 3.0, "box": 6.0}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_loss_that_is_not_finite_stops_the_run_naming_step_images_and_terms(bad: float, every: int) -> None:
+    meter = LossMeter(every)
+
+    def four_steps() -> None:
+        for step in range(4):
+            value = bad if step == 2 else 1.0
+            meter.add(step, (10 * step, 10 * step + 1), {"class": torch.tensor(value), "box": torch.tensor(0.5)})
+
+    with pytest.raises(NonFiniteLossError) as error:
+        four_steps()
+    text = str(error.value)
+    assert "step 2" in text
+    assert "[20, 21]" in text
+    assert f"class {bad}" in text
+    assert "box 0.5" in text
+
+
+def test_a_meter_goes_on_from_a_saved_state_as_if_never_stopped() -> None:
+    whole, first, second = LossMeter(), LossMeter(), LossMeter()
+    for step in range(6):
+        whole.add(step, (), _losses(step / 3))
+        if step < 2:
+            first.add(step, (), _losses(step / 3))
+    second.restore(first.state())
+    for step in range(2, 6):
+        second.add(step, (), _losses(step / 3))
+    assert second.means() == whole.means()
+
+
+def test_metrics_are_one_strict_json_object_a_line(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"epoch": 1, "AP": 0.5})
+    metrics.append({"epoch": 2, "AP": math.nan})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"epoch": 1, "AP": 0.5}, {"epoch": 2, "AP": None}]
+    assert metrics.lines == 2
+
+
+def test_resuming_cuts_the_lines_that_the_state_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path)
+    for epoch in range(3):
+        metrics.append({"epoch": epoch})
+    path.write_text(path.read_text() + '{"epoch": 3, "half')
+    assert MetricsFile(path, lines=2).lines == 2
+    assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+
+
+def test_the_bar_is_silent_where_the_output_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    bar = EpochBar("epoch 1/1", 3)
+    bar.advance(4, {"total": 1.0})
+    bar.close()
+    assert bar.images == 4
+    assert bar.images_per_second() > 0
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
