@@ -7,7 +7,7 @@ then up to five times slower than float32. Here those gradients take another way
 - to the input: convolve the output's gradient, spread out by the stride, with the flipped kernel;
 - to a 5x5 or larger kernel: in float32.
 
-`FastDepthwise` puts this in place of every depthwise ``conv2d`` that runs under CPU autocast, whichever module calls it.
+`FastDepthwise` puts this in place of every depthwise ``conv2d`` that runs under CPU autocast, whichever module calls.
 """
 
 from __future__ import annotations
@@ -51,16 +51,14 @@ class FastDepthwise(TorchFunctionMode):
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         with torch.autocast("cpu", enabled=False):
             return F.conv2d(x, weight, None, stride, padding, 1, weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         to_input = to_weight = None
         if ctx.needs_input_grad[0]:

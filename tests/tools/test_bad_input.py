@@ -15,20 +15,8 @@ import pytest
 
 from effdense.tools import eval_det, predict, train_det
 
-SMALL = [
-    "--weights",
-    "none",
-    "--image-size",
-    "64",
-    "--epochs",
-    "1",
-    "--bifpn-channels",
-    "16",
-    "--bifpn-repeats",
-    "1",
-    "--head-repeats",
-    "1",
-]
+SMALL = ["--weights", "none", "--image-size", "64", "--epochs", "1"]
+SMALL += ["--bifpn-channels", "16", "--bifpn-repeats", "1", "--head-repeats", "1"]
 
 
 @pytest.fixture
