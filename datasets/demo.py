@@ -12,7 +12,6 @@ OpenCV's fills of integer polygons.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from effdense.cache import cache_folder
 from effdense.datasets.coco import open_coco
 from effdense.datasets.index import DetectionIndex
 from effdense.errors import UserError, nearest
@@ -56,12 +56,6 @@ class Scene:
     labels: tuple[int, ...]
 
 
-def cache_dir() -> Path:
-    """Return the folder for what effdense makes or fetches: $EFFDENSE_CACHE, or ~/.cache/effdense."""
-    chosen = os.environ.get("EFFDENSE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "effdense"
-
-
 def open_demo(root: Path | None, split: str) -> DetectionIndex:
     """Open one split of the demo set, drawing the set on first use.
 
@@ -76,7 +70,7 @@ def open_demo(root: Path | None, split: str) -> DetectionIndex:
         raise UserError(
             f"the demo set has no split {split!r}, only {', '.join(DEMO_SPLITS)}{nearest(split, list(DEMO_SPLITS))}"
         )
-    return open_coco(draw_demo(root or cache_dir()), split, name="demo")
+    return open_coco(draw_demo(root or cache_folder()), split, name="demo")
 
 
 def draw_demo(parent: Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from effdense.datasets.images import Header, read_header, size_mismatch
+from effdense.datasets.images import Header, read_header, read_rgb, size_mismatch
 from effdense.datasets.index import DetectionIndex
 from effdense.errors import UserError
 from effdense.types import Int64
@@ -64,11 +64,12 @@ class Report:
 
 
 def examine(splits: Mapping[str, DetectionIndex], *, skip_broken: bool = False) -> Report:
-    """Examine the splits of a data set; reads the header of every image, and decodes none.
+    """Examine the splits of a data set; reads the header of every image.
 
     Args:
         splits: indices by role; the one called "train" must have something to learn from.
-        skip_broken: leave out missing and unreadable images and count them, instead of calling them errors.
+        skip_broken: leave out missing and unreadable images and count them, instead of calling them errors. Every
+            image is then decoded once, as one that is corrupt in the middle would stop the run when its turn comes.
 
     Returns:
         The report; call ``raise_errors`` before using ``cleaned``.
@@ -119,7 +120,7 @@ def _check_files(
     index: DetectionIndex, report: Report, split: str, skip_broken: bool
 ) -> tuple[DetectionIndex, list[Header], int]:
     """Return the index without broken images, the headers of those kept, and how many were broken."""
-    outcomes = _read_headers([index.path(i) for i in range(len(index))])
+    outcomes = _look_at_files(index, decode=skip_broken)
     faults = [str(outcome) for outcome in outcomes if isinstance(outcome, UserError)]
     if not skip_broken:
         report.errors += faults
@@ -133,17 +134,25 @@ def _check_files(
     return kept, headers, len(faults)
 
 
-def _read_headers(paths: Sequence[Path]) -> list[Header | UserError]:
-    def outcome(path: Path) -> Header | UserError:
+def _look_at_files(index: DetectionIndex, decode: bool) -> list[Header | UserError]:
+    """Return the header of each image, or why it cannot be read; with ``decode`` its pixels are read as in training."""
+
+    def outcome(position: int) -> Header | UserError:
+        path = index.path(position)
+        height, width = index.sizes_hw[position].tolist()
+        stated = (height, width) if height and width else None
         try:
-            return read_header(path)
+            header = read_header(path)
+            if decode and (stated is None or header.fits(stated)):  # another size is an error of its own
+                read_rgb(path, stated)
         except UserError as error:
             return error
+        return header
 
-    workers = min(16, 4 * (os.cpu_count() or 1))
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+    cores = os.cpu_count() or 1
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, cores if decode else 4 * cores)) as pool:
         warnings.simplefilter("ignore")  # Pillow's advice on very large pictures and odd tags
-        return list(pool.map(outcome, paths, chunksize=64))
+        return list(pool.map(outcome, range(len(index))))
 
 
 def _fill_sizes(index: DetectionIndex, headers: Sequence[Header]) -> DetectionIndex:

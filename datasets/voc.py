@@ -185,7 +185,7 @@ def _class_names(root: Path, found: Sequence[str]) -> tuple[str, ...]:
     path = root / "classes.txt"
     if not path.is_file():
         return VOC_CLASSES if found and set(found) <= set(VOC_CLASSES) else tuple(found)
-    rows = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    rows = [line.strip() for line in _read_lines(path) if line.strip()]
     if all(row.split()[0].isdigit() and len(row.split()) > 1 for row in rows):
         numbered = sorted((int(number), name.strip()) for number, name in (row.split(maxsplit=1) for row in rows))
         names = [name for number, name in numbered if (number, name.lower()) != (0, "background")]
@@ -266,7 +266,7 @@ def _split_rows(folders: _Folders, names: Sequence[str], split: str) -> tuple[li
 def _listed_rows(path: Path, names: Sequence[str]) -> list[int]:
     row_of = {name: row for row, name in enumerate(names)}
     rows, faults = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(_read_lines(path), start=1):
         if not (text := line.strip()):
             continue
         spellings = (text, text.split()[0], os.path.splitext(text)[0])
@@ -280,6 +280,14 @@ def _listed_rows(path: Path, names: Sequence[str]) -> list[int]:
         remedy = "\nTake the lines out, or add files (one without any <object> for an image without objects)"
         raise UserError("\n".join(faults[:_SHOWN]) + more + remedy)
     return rows
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: the text is not UTF-8; save the file as UTF-8") from error
 
 
 def _hash_share(name: str) -> float:

@@ -52,18 +52,24 @@ def parse_voc(path: Path) -> VocFile:
     """Parse one annotation file.
 
     Raises:
-        UserError: the file is missing, is no XML, declares entities, or has an object without name or box; names file
-            and line.
+        UserError: the file is missing, is no XML, is in an encoding that cannot be read, declares entities, or has an
+            object without name or box; names file and line.
     """
     reader = _Reader(path)
     try:
         return reader.read(path.read_bytes())
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"annotation file {path} does not exist") from None
     except expat.ExpatError as error:
         raise UserError(f"{path}:{error.lineno}: not valid XML ({expat.ErrorString(error.code)})") from error
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read ({error})") from error
+    except (ValueError, LookupError) as error:  # of a declared encoding: multi-byte, unknown, or no text's
+        raise UserError(
+            f"{reader.where()}: the declared encoding cannot be read ({error}); save it as UTF-8"
+        ) from error
 
 
 class _Reader:
@@ -91,14 +97,15 @@ class _Reader:
         return self._result
 
     def _refuse_doctype(self, *_: object) -> None:
-        raise UserError(f"{self._where()}: a document type is declared; VOC annotations need none, take it out")
+        raise UserError(f"{self.where()}: a document type is declared; VOC annotations need none, take it out")
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Return file and line of what is being read."""
         return f"{self._path}:{self._parser.CurrentLineNumber}"
 
     def _start(self, tag: str, _: dict[str, str]) -> None:
         if not self._tags and tag != "annotation":
-            raise UserError(f"{self._where()}: expected <annotation>, got <{tag}>: this is no Pascal VOC annotation")
+            raise UserError(f"{self.where()}: expected <annotation>, got <{tag}>: this is no Pascal VOC annotation")
         self._tags.append(tag)
         self._text.clear()
         if self._tags == ["annotation", "object"]:

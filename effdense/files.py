@@ -13,21 +13,28 @@ from effdense.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place on success and is removed on failure.
 
-    The folder is made where it is missing.
+    The folder is made where it is missing. The temporary name depends on ``path`` alone, so that a process that is
+    killed leaves at most one stale file, which the next write replaces; two processes that write one path at the same
+    time are not kept apart.
+
+    Args:
+        path: what is to be written.
+        durable: wait until the disk has it, so that it outlives a power cut; costs milliseconds a file.
 
     Raises:
         UserError: the disk is full or the folder cannot be written to; ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # some writers make private files; a result is an ordinary one
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
+        if durable:
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, UserError) or (isinstance(error, RuntimeError) and not _is_write_error(error)):
@@ -41,13 +48,18 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a text or bytes file whole or not at all; folders are made.
+
+    Args:
+        path: the file.
+        content: text is written as UTF-8.
+        durable: as for ``replacing``.
 
     Raises:
         UserError: it cannot be written; nothing new is left behind.
     """
-    with replacing(path) as temporary:
+    with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

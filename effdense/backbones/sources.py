@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import shutil
 import ssl
 import threading
@@ -23,7 +21,9 @@ from torch import Tensor
 from effdense.backbones.specs import BackboneSpec
 from effdense.backbones.statistics import Triple, triple
 from effdense.backbones.weights import read_state
+from effdense.cache import cache_folder
 from effdense.errors import UserError
+from effdense.files import replacing
 
 _LOG = logging.getLogger("effdense")
 
@@ -62,12 +62,6 @@ class _Candidate:
     source: str
     mean: Triple
     std: Triple
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloaded weights: $EFFDENSE_CACHE, else ~/.cache/effdense."""
-    chosen = os.environ.get("EFFDENSE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path("~/.cache/effdense").expanduser()
 
 
 def pretrained_statistics(spec: BackboneSpec) -> tuple[Triple, Triple]:
@@ -125,7 +119,8 @@ def _candidates(spec: BackboneSpec, offline: bool, reasons: list[str]) -> Iterat
 
     hub = _hub_file(configuration, offline, reasons)
     if hub is not None:
-        yield _Candidate(_keep(hub, cached), f"{full_name} from timm's hub", mean, std)
+        _keep(hub, cached)
+        yield _Candidate(hub, f"{full_name} from timm's hub", mean, std)
 
 
 def _package_file(package: str) -> Path | None:
@@ -151,7 +146,7 @@ def _hub_file(configuration: Any, offline: bool, reasons: list[str]) -> Path | N
     if offline or constants.HF_HUB_OFFLINE:
         reasons.append("timm's hub was not asked (offline)")
         return None
-    failure = _probe(constants.ENDPOINT, PROBE_SECONDS)
+    failure = why_unreachable(constants.ENDPOINT, PROBE_SECONDS)
     if failure is None:
         try:
             return Path(huggingface_hub.hf_hub_download(configuration.hf_hub_id, name, etag_timeout=PROBE_SECONDS))
@@ -161,11 +156,18 @@ def _hub_file(configuration: Any, offline: bool, reasons: list[str]) -> Path | N
     return None
 
 
-def _probe(url: str, seconds: float) -> str | None:
-    """Return why a server does not answer within ``seconds``, or None where it does.
+def why_unreachable(url: str, seconds: float) -> str | None:
+    """Ask a server whether it is there, and never wait for longer than said.
 
     The hub's client waits and tries again for half a minute, and a name look-up has no time-out of its own; a thread
     that is left behind bounds both.
+
+    Args:
+        url: an address of the server; any answer will do, an error too.
+        seconds: the longest wait.
+
+    Returns:
+        Why it does not answer, as a few words, or None where it does.
     """
     outcome: list[str | None] = []
 
@@ -187,17 +189,10 @@ def _probe(url: str, seconds: float) -> str | None:
     return outcome[0] if outcome else f"no answer within {seconds:g} s"
 
 
-def _keep(downloaded: Path, cached: Path) -> Path:
-    """Copy a download into our cache, whole or not at all; return where it now is."""
-    beside = cached.with_name(f".{cached.name}.{os.getpid()}")
+def _keep(downloaded: Path, cached: Path) -> None:
+    """Copy a download into our cache; where that fails, the weights are used all the same."""
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(downloaded, beside)
-        os.replace(beside, cached)
-    except OSError as error:
-        _LOG.info("weights are used but not kept in %s: %s", cached.parent, error)
-        return downloaded
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-    return cached
+        with replacing(cached, durable=False) as temporary:
+            shutil.copyfile(downloaded, temporary)
+    except UserError as error:
+        _LOG.info("weights are used but not kept: %s", error)

@@ -52,7 +52,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """Read the JSON header of a model file without reading its weights.
 
     Raises:
-        UserError: there is no such file, or it is not a model that effdense saved.
+        UserError: there is no such file, or it is not a model that effdense saved, or its header is damaged.
     """
     if not path.is_file():
         raise UserError(f"there is no model file {path}")
@@ -65,10 +65,21 @@ def read_header(path: Path) -> dict[str, Any]:
         ) from error
     if _HEADER_KEY not in metadata:
         raise UserError(f"{path} holds weights but no effdense header; load it through --weights when training instead")
-    header: dict[str, Any] = json.loads(metadata[_HEADER_KEY])
-    if header.get("format") != FORMAT:
+    try:
+        header = json.loads(metadata[_HEADER_KEY])
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"no JSON, {error}") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, f"a {type(header).__name__} instead of names and values")
+    if "format" not in header:
+        raise _damaged(path, "it names no format")
+    if header["format"] != FORMAT:
         raise UserError(f"{path} has format {header.get('format')!r}, this version of effdense reads format {FORMAT}")
     return header
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"the header of {path} is damaged ({reason}); fetch the file again or take another")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from effdense.errors import UserError
+from effdense.files import write_atomically
 
 
 class NonFiniteLossError(UserError):
@@ -66,6 +68,10 @@ class LossMeter:
     def means(self) -> dict[str, float]:
         """Return the mean of each term so far."""
         self.read()
+        return self.known_means()
+
+    def known_means(self) -> dict[str, float]:
+        """Return the mean of each term as far as it was read already, without waiting for the device."""
         return {name: value / max(1, self.steps) for name, value in self.sums.items()}
 
     def state(self) -> dict[str, Any]:
@@ -84,21 +90,35 @@ class MetricsFile:
     Args:
         path: the file; made when missing.
         lines: on resuming, the number of lines that the saved state knows; later ones are cut.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path, lines: int = 0) -> None:
-        kept = path.read_text().splitlines(keepends=True)[:lines] if path.is_file() else []
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
+        write_atomically(path, b"".join(kept))
         self.path = path
         self.lines = len(kept)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Append one record; NaN becomes null."""
+        """Append one record; NaN becomes null.
+
+        Raises:
+            UserError: the line cannot be written; the file is as it was.
+        """
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with open(self.path, "a") as handle:
-            handle.write(json.dumps(clean, allow_nan=False) + "\n")
+        line = json.dumps(clean, allow_nan=False) + "\n"
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        try:
+            with open(self.path, "ab") as handle:
+                handle.write(line.encode())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror or error}); free some space, then go on with --resume"
+            ) from error
         self.lines += 1
 
 
@@ -153,6 +173,12 @@ class EpochBar:
         )
         self._task = self._progress.add_task(title, total=steps, completed=done, note="")
         self._progress.start()
+
+    def __enter__(self) -> EpochBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def advance(self, images: int, losses: dict[str, float]) -> None:
         """Count one step of ``images`` images and show the mean losses."""

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from effdense.drawing import class_color
 from effdense.errors import UserError
+from effdense.files import write_atomically
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult
 from effdense.tasks.detection.metrics.confusion import ConfusionMatrix
-from effdense.tasks.detection.metrics.files import read_bytes, write_atomically
+from effdense.tasks.detection.metrics.files import read_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,7 +177,7 @@ def save_figure(figure: Figure, path: Path | str, *, dpi: int = 120) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
         figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), durable=False)
 
 
 def _figure(width: float, height: float) -> Figure:

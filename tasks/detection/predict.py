@@ -219,16 +219,23 @@ def load_detector(path: Path) -> Detector:
     header = read_header(path)
     if header.get("task") != TASK:
         raise UserError(f"{path} is a model for {header.get('task')}, not for {TASK}")
-    preprocessing = header["preprocessing"]
-    spec = spec_from_dict(header["model"])
-    model = create_efficientdet(spec, len(header["class_names"]))
-    model.backbone.set_statistics(preprocessing["mean"], preprocessing["std"])
-    load_complete(model, read_tensors(path), source=str(path))
-    return Detector(
-        model.to(memory_format=torch.channels_last),
-        header["class_names"],
-        image_size=preprocessing["image_size"],
-        category_ids=header["category_ids"],
-        selection=Selection(**header["selection"]),
-        header=header,
-    )
+    try:
+        preprocessing, class_names = header["preprocessing"], header["class_names"]
+        model = create_efficientdet(spec_from_dict(header["model"]), len(class_names))
+        model.backbone.set_statistics(preprocessing["mean"], preprocessing["std"])
+        load_complete(model, read_tensors(path), source=str(path))
+        return Detector(
+            model.to(memory_format=torch.channels_last),
+            class_names,
+            image_size=int(preprocessing["image_size"]),
+            category_ids=header["category_ids"],
+            selection=Selection(**header["selection"]),
+            header=header,
+        )
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(
+            f"the header of {path} is damaged or of another version of effdense ({reason}); train or save it again"
+        ) from error

@@ -122,7 +122,7 @@ def picture_names(paths: Sequence[Path]) -> list[str]:
 def write_picture(path: Path, image: UInt8) -> None:
     """Write an RGB image (H, W, 3) as JPEG."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
-    write_atomically(path, data.tobytes())
+    write_atomically(path, data.tobytes(), durable=False)
 
 
 def _groups(

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from effdense.backbones.sources import PROBE_SECONDS, _probe
+from effdense.backbones.registry import resolve_backbone
+from effdense.backbones.sources import PROBE_SECONDS, why_unreachable
 from effdense.backbones.weights import load_complete, read_state
-from effdense.errors import UserError
+from effdense.errors import UserError, nearest
 from effdense.tasks.detection.specs import SPECS, EfficientDetSpec
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _LOG = logging.getLogger("effdense")
 CLASS_OUTPUT = "head.classes.predict.pointwise."
 """Prefix of the only weights that depend on the number of classes."""
 
+_WORDS = ("auto", "imagenet", "coco", "none")
 _STALLED_SECONDS = 30.0
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
@@ -78,8 +80,13 @@ def read_weights(path: str | Path) -> DetectorFile:
     """Read a safetensors or weights-only torch file.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if it cannot be read; where it looks like a mistyped word for a source, the message lists those.
     """
+    if Path(path).name == str(path) and not Path(path).suffix and not Path(path).exists():
+        known = ", ".join(_WORDS)
+        raise UserError(
+            f"weights is {str(path)!r}, which is no file; expected {known} or a file{nearest(str(path), _WORDS)}"
+        )
     state, header = read_state(path)
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in state):
@@ -139,7 +146,7 @@ def load_coco(
         UserError: if none were published for the configuration, or they can be had from neither place.
     """
     published = SPECS.get(spec.name)
-    if published is None or published.backbone != spec.backbone:
+    if published is None or _network(published.backbone) != _network(spec.backbone):
         raise UserError(
             f"no COCO weights were published for {spec.name} on backbone {spec.backbone!r}; use the backbone "
             f"{published.backbone if published else 'of a published configuration'!r}, or weights auto or none"
@@ -223,6 +230,11 @@ def _our_name(name: str, tops: int, first_extra: int) -> str:
     return name
 
 
+def _network(backbone: str) -> str:
+    """timm's name of a backbone, without the tag that says which ImageNet weights are meant."""
+    return resolve_backbone(backbone).timm_name.partition(".")[0]
+
+
 def _published_url(name: str) -> str:
     with warnings.catch_warnings():  # effdet scripts some of its classes on import, which torch warns of
         warnings.simplefilter("ignore")
@@ -234,7 +246,7 @@ def _published_url(name: str) -> str:
 def _download(url: str, path: Path, offline: bool) -> None:
     """Fetch a file whose name ends in the start of its SHA-256; whole or not at all."""
     remedy = f"fetch {url} and put it at {path}, or use weights auto or none"
-    failure = "the network was not asked (offline)" if offline else _probe(url, PROBE_SECONDS)
+    failure = "the network was not asked (offline)" if offline else why_unreachable(url, PROBE_SECONDS)
     if failure is not None:
         raise UserError(f"COCO weights cannot be had: {failure}; {remedy}")
     _LOG.info("fetching %s", url)

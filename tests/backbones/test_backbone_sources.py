@@ -9,15 +9,16 @@ from safetensors.torch import save_file
 
 from effdense.backbones import sources
 from effdense.backbones.registry import create_backbone, resolve_backbone
+from effdense.cache import cache_folder
 from effdense.errors import UserError
 
 
-def probe(url, seconds):
+def ask(url, seconds):
     """The real one: the fixture of this folder puts a stub in its place."""
-    return REAL_PROBE(url, seconds)
+    return REAL(url, seconds)
 
 
-REAL_PROBE = sources._probe
+REAL = sources.why_unreachable
 
 
 @pytest.fixture
@@ -70,15 +71,15 @@ def test_download_is_kept_and_found_again_without_the_hub(b0_file, monkeypatch):
         asked.append((repository, name))
         return str(b0_file)
 
-    monkeypatch.setattr(sources, "_probe", lambda url, seconds: None)
+    monkeypatch.setattr(sources, "why_unreachable", lambda url, seconds: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     first = create_backbone("b0", weights="imagenet")
     assert is_filled(first)
     assert "timm's hub" in first.weights_source
-    kept = sources.cache_folder() / "tf_efficientnet_b0.ns_jft_in1k.safetensors"
-    assert [path.name for path in sources.cache_folder().iterdir()] == [kept.name]
+    kept = cache_folder() / "tf_efficientnet_b0.ns_jft_in1k.safetensors"
+    assert [path.name for path in cache_folder().iterdir()] == [kept.name]
 
-    monkeypatch.setattr(sources, "_probe", lambda url, seconds: "gone")
+    monkeypatch.setattr(sources, "why_unreachable", lambda url, seconds: "gone")
     second = create_backbone("b0", weights="auto")
     assert is_filled(second)
     assert "in the cache" in second.weights_source
@@ -86,12 +87,12 @@ def test_download_is_kept_and_found_again_without_the_hub(b0_file, monkeypatch):
 
 
 def test_tag_is_downloaded_under_its_own_name(b0_file, monkeypatch):
-    monkeypatch.setattr(sources, "_probe", lambda url, seconds: None)
+    monkeypatch.setattr(sources, "why_unreachable", lambda url, seconds: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name, **named: str(b0_file))
     backbone = create_backbone("b0.ap_in1k", weights="imagenet")
     assert "tf_efficientnet_b0.ap_in1k" in backbone.weights_source
     assert backbone.mean == (0.5, 0.5, 0.5)
-    assert (sources.cache_folder() / "tf_efficientnet_b0.ap_in1k.safetensors").is_file()
+    assert (cache_folder() / "tf_efficientnet_b0.ap_in1k.safetensors").is_file()
 
 
 def test_hubs_own_cache_is_used_without_network(b0_file, monkeypatch):
@@ -100,13 +101,13 @@ def test_hubs_own_cache_is_used_without_network(b0_file, monkeypatch):
 
 
 def test_offline_does_not_ask_the_hub(monkeypatch):
-    monkeypatch.setattr(sources, "_probe", lambda url, seconds: pytest.fail("asked"))
+    monkeypatch.setattr(sources, "why_unreachable", lambda url, seconds: pytest.fail("asked"))
     with pytest.raises(UserError, match="offline"):
         create_backbone("b0", weights="imagenet", offline=True)
 
 
 def test_damaged_cache_is_passed_over(b0_file, monkeypatch):
-    cached = sources.cache_folder() / "tf_efficientnet_b0.ns_jft_in1k.safetensors"
+    cached = cache_folder() / "tf_efficientnet_b0.ns_jft_in1k.safetensors"
     cached.parent.mkdir()
     cached.write_bytes(b"")
     with pytest.raises(UserError, match="is empty"):
@@ -123,11 +124,17 @@ def test_cache_that_cannot_be_written_costs_only_the_copy(b0_file, monkeypatch, 
     assert is_filled(create_backbone("b0", weights="imagenet"))
 
 
+def test_download_is_read_itself_and_not_its_copy_which_another_process_may_be_writing(b0_file, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, name: str(b0_file))
+    monkeypatch.setattr(sources.shutil, "copyfile", lambda source, target: target.write_bytes(b"half"))
+    assert is_filled(create_backbone("b0", weights="imagenet"))
+
+
 def test_failing_download_is_a_reason(monkeypatch):
     def fail(repository, name, **named):
         raise RuntimeError("503 for you\nsecond line")
 
-    monkeypatch.setattr(sources, "_probe", lambda url, seconds: None)
+    monkeypatch.setattr(sources, "why_unreachable", lambda url, seconds: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     with pytest.raises(UserError, match=r"cannot be reached \(503 for you\)"):
         create_backbone("b0", weights="imagenet")
@@ -159,24 +166,17 @@ def test_absent_package_is_a_reason(monkeypatch):
         create_backbone("lite0", weights="imagenet")
 
 
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("EFFDENSE_CACHE", str(tmp_path))
-    assert sources.cache_folder() == tmp_path
-    monkeypatch.delenv("EFFDENSE_CACHE")
-    assert sources.cache_folder().parts[-2:] == (".cache", "effdense")
-
-
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no.such.host.invalid", "nonsense"], ids=str)
 def test_unreachable_server_is_a_short_reason(url):
     start = time.monotonic()
-    assert probe(url, 2.0)
+    assert ask(url, 2.0)
     assert time.monotonic() - start < 3
 
 
 def test_silent_server_costs_no_more_than_the_limit():
     with socket.create_server(("127.0.0.1", 0)) as server:
         start = time.monotonic()
-        assert probe(f"http://127.0.0.1:{server.getsockname()[1]}", 0.3)
+        assert ask(f"http://127.0.0.1:{server.getsockname()[1]}", 0.3)
         assert time.monotonic() - start < 2
 
 
@@ -189,7 +189,7 @@ def test_name_lookup_that_hangs_costs_no_more_than_the_limit(monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", hang)
     start = time.monotonic()
-    assert probe("http://127.0.0.1:9", 0.2) == "no answer within 0.2 s"
+    assert ask("http://127.0.0.1:9", 0.2) == "no answer within 0.2 s"
     assert time.monotonic() - start < 2
     release.set()
 
@@ -209,7 +209,7 @@ def test_server_that_answers_is_reachable(status, reachable):
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        assert (probe(f"http://127.0.0.1:{server.getsockname()[1]}", 3.0) is None) == reachable
+        assert (ask(f"http://127.0.0.1:{server.getsockname()[1]}", 3.0) is None) == reachable
         thread.join(3)
 
 

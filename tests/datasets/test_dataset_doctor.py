@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from effdense.datasets import doctor
 from effdense.datasets.coco import open_coco
 from effdense.datasets.doctor import COLUMNS, Report, examine
 from effdense.datasets.voc import open_voc
@@ -121,6 +122,41 @@ def test_broken_files_are_errors_or_left_out_and_counted(how: str, coco_root) ->
     assert (_cell(skipping, "broken"), _cell(skipping, "images")) == (1, 1)
     assert skipping.cleaned["train"].image_ids.tolist() == [7]
     assert any("1 broken images are left out" in warning and "b.jpg" in warning for warning in skipping.warnings)
+
+
+def _corrupt_in_the_middle(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 200] = bytes(200)
+    path.write_bytes(data)
+
+
+def test_an_image_corrupt_in_the_middle_is_left_out_before_training_meets_it(coco_root, write_image) -> None:
+    images = [{"id": i, "file_name": name, "width": 60, "height": 40} for i, name in ((7, "a.jpg"), (9, "c.png"))]
+    root = coco_root(images=images)
+    _corrupt_in_the_middle(write_image(root / "images/c.png"))
+    with pytest.raises(UserError, match=r"c\.png cannot be read"):
+        open_coco(root, "train").sample(1)
+    report = _examine(root, skip_broken=True)
+    report.raise_errors()
+    assert (_cell(report, "broken"), _cell(report, "images")) == (1, 1)
+    assert any("1 broken images are left out" in warning and "c.png" in warning for warning in report.warnings)
+
+
+def test_without_skip_broken_no_pixel_is_read(coco_root, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "read_rgb", lambda *_: pytest.fail("decoded"))
+    _examine(coco_root()).raise_errors()
+
+
+@pytest.mark.parametrize("stated", [{"width": 41, "height": 60}, {"width": 40, "height": 60}, {}])
+def test_skip_broken_leaves_out_no_image_for_its_size_or_orientation(stated: dict[str, int], coco_root) -> None:
+    root = coco_root(images=[{"id": 7, "file_name": "a.jpg"} | stated, {"id": 9, "file_name": "b.jpg"}])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(root / "images/a.jpg", exif=exif)
+    report = _examine(root, skip_broken=True)
+    assert _cell(report, "broken") == 0
+    assert len(report.errors) == (stated.get("width") == 41)
 
 
 def test_no_example_after_leaving_out_broken_images_is_an_error(coco_root) -> None:

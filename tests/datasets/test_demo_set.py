@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from effdense.datasets import demo
-from effdense.datasets.demo import DEMO_CLASSES, DEMO_SPLITS, cache_dir, draw_demo, draw_scene, open_demo
+from effdense.datasets.demo import DEMO_CLASSES, DEMO_SPLITS, draw_demo, draw_scene, open_demo
 from effdense.errors import UserError
 
 SCENES = {
@@ -115,13 +115,6 @@ def test_two_processes_may_draw_at_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.map(_draw_few, [tmp_path, tmp_path], chunksize=1) == [8, 8]
     assert [path.name for path in tmp_path.iterdir()] == ["demo-v1"]
-
-
-def test_the_cache_folder_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EFFDENSE_CACHE", str(tmp_path))
-    assert cache_dir() == tmp_path
-    monkeypatch.delenv("EFFDENSE_CACHE")
-    assert cache_dir() == Path.home() / ".cache" / "effdense"
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_the_remedy(tmp_path: Path) -> None:

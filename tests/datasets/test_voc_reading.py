@@ -211,14 +211,48 @@ def test_a_broken_annotation_is_an_error_with_file_and_line(old: str, new: str, 
     root = write_voc({"x": [("cat", BOX)]}, {"train": ["x"]})
     open_voc(root, "train")
     _rewrite(root, "x", old, new)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         open_voc(root, "train")
+    assert "encoding" not in str(caught.value)
 
 
 def test_an_empty_annotation_file_is_an_error_with_its_line(write_voc) -> None:
     root = write_voc({"x": []}, {"train": ["x"]})
     (root / "Annotations/x.xml").write_bytes(b"")
     with pytest.raises(UserError, match=r"x\.xml:1: not valid XML"):
+        open_voc(root, "train")
+
+
+@pytest.mark.parametrize("encoding", ["GB2312", "big5", "nonsense", "hex", "idna", "punycode", "utf-16"])
+def test_an_encoding_that_cannot_be_read_is_an_error_with_file_and_line(encoding: str, write_voc) -> None:
+    root = write_voc({"x": [("cat", BOX)]}, {"train": ["x"]})
+    _rewrite(root, "x", "<annotation>", f'<?xml version="1.0" encoding="{encoding}"?><annotation>')
+    with pytest.raises(UserError, match=r"x\.xml:1: .*encoding"):
+        open_voc(root, "train")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "windows-1252"])
+def test_an_encoding_of_single_bytes_is_read_as_declared(encoding: str, write_voc) -> None:
+    root = write_voc({"x": [("kitten", BOX)]}, {"train": ["x"]})
+    path = root / "Annotations/x.xml"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n' + path.read_text().replace("kitten", "kätzchen")
+    path.write_bytes(text.encode(encoding))
+    assert open_voc(root, "train").class_names == ("kätzchen",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("x\nkätzchen\n".encode("latin-1"), id="latin-1"),
+        pytest.param("x\r\nkätzchen\r\n".encode("latin-1"), id="carriage-returns"),
+        pytest.param(b"\xef\xbb\xbf" + "x\nkätzchen\n".encode("latin-1"), id="after-a-mark"),
+    ],
+)
+@pytest.mark.parametrize("name", ["classes.txt", "ImageSets/Main/train.txt"])
+def test_a_list_that_is_not_utf_8_is_an_error_with_file_and_line(name: str, content: bytes, write_voc) -> None:
+    root = write_voc({"x": []}, {"train": ["x"]})
+    (root / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}:2: the text is not UTF-8"):
         open_voc(root, "train")
 
 

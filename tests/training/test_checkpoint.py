@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ def _foreign_format(path: Path) -> None:
     save_file({"a": torch.ones(1)}, path, metadata={"effdense": json.dumps({"format": 99})})
 
 
+def _with_header(text: str) -> Any:
+    return lambda path: save_file({"a": torch.ones(1)}, path, metadata={"effdense": text})
+
+
 BAD_MODELS = [
     pytest.param(lambda path: None, "there is no model file", id="missing"),
     pytest.param(lambda path: path.write_bytes(b"junk"), "not a whole effdense model", id="junk"),
@@ -53,6 +58,13 @@ BAD_MODELS = [
     pytest.param(lambda path: torch.save({"a": 1}, path), "not a whole effdense model", id="torch-file"),
     pytest.param(lambda path: save_file({"a": torch.ones(1)}, path), "no effdense header", id="foreign-weights"),
     pytest.param(_foreign_format, "has format 99", id="later-format"),
+    pytest.param(_with_header('{"format": 1, "ta'), "header .* is damaged", id="cut-header"),
+    pytest.param(_with_header(""), "header .* is damaged", id="empty-header"),
+    pytest.param(_with_header("[" * 100_000), "header .* is damaged", id="deep-header"),
+    pytest.param(_with_header('["format", 1]'), "header .* is damaged", id="list-for-header"),
+    pytest.param(_with_header("null"), "header .* is damaged", id="null-for-header"),
+    pytest.param(_with_header("{}"), "header .* is damaged", id="no-format"),
+    pytest.param(_with_header('{"format": "1"}'), "has format '1'", id="format-of-another-type"),
 ]
 
 
@@ -120,6 +132,28 @@ def test_a_fault_of_ours_while_writing_is_not_dressed_up_as_the_users(tmp_path: 
     with pytest.raises(RuntimeError, match="a bug"):
         _fail_while_writing(tmp_path / "file", RuntimeError("a bug"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_a_killed_process_left_is_replaced_by_the_next_write(private: bool, tmp_path: Path) -> None:
+    stale = tmp_path / ".file.part"
+    stale.write_text("half of something much longer")
+    stale.chmod(0o600 if private else 0o644)
+    write_atomically(tmp_path / "file", "whole")
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("file", "whole")]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(("durable", "waits"), [(True, 1), (False, 0)])
+def test_only_a_durable_write_waits_for_the_disk(
+    durable: bool, waits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    write_atomically(tmp_path / "file", b"\x00\xff", durable=durable)
+    assert (tmp_path / "file").read_bytes() == b"\x00\xff"
+    assert len(waited) == waits
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from effdense.errors import UserError
 from effdense.training.runlog import EpochBar, LossMeter, MetricsFile, NonFiniteLossError
 
 
@@ -72,6 +74,42 @@ def test_resuming_cuts_the_lines_that_the_state_does_not_know(tmp_path: Path) ->
     path.write_text(path.read_text() + '{"epoch": 3, "half')
     assert MetricsFile(path, lines=2).lines == 2
     assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+
+
+def test_an_append_that_fails_leaves_no_half_line_and_names_the_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="no limits on the size of a file on this system")
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path)
+    metrics.append({"epoch": 1})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))  # room for five bytes of the line
+    try:
+        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written"):
+            metrics.append({"epoch": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert metrics.lines == 1
+    metrics.append({"epoch": 2})
+    assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+def test_a_cut_on_resuming_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 0}\n{"epoch": 1}\n')
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written .*No space left"):
+        MetricsFile(path, lines=1)
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [
+        ("metrics.jsonl", '{"epoch": 0}\n{"epoch": 1}\n')
+    ]
 
 
 def test_the_bar_is_silent_where_the_output_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,8 @@
-"""Reading JSON that a user hands in, and writing files that are whole or not there."""
+"""Reading JSON that a user hands in."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +34,3 @@ def parse_json(content: bytes, path: Path) -> Any:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: not valid JSON: the text is not UTF-8") from error
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside and rename, so that ``path`` holds the old content or the whole of the new; folders are made.
-
-    Raises:
-        UserError: the folder cannot be written to or the disk is full; nothing new is left behind.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private; a result is an ordinary file
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effdense.files import write_atomically
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult
 from effdense.tasks.detection.metrics.confusion import ConfusionMatrix
-from effdense.tasks.detection.metrics.files import write_atomically
 from effdense.tasks.detection.metrics.voc_metrics import VocResult
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from effdense.errors import UserError
+from effdense.files import write_atomically
 from effdense.tasks.detection.metrics.coco_metrics import coco_metrics
-from effdense.tasks.detection.metrics.files import write_atomically
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable, complete_coco
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.types import Detections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from effdense.tasks.detection.metrics.coco_metrics import coco_metrics
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.model import create_efficientdet
 from effdense.tasks.detection.predict import Detector
-from effdense.tasks.detection.predict_files import find_images, picture_names, predict_files
+from effdense.tasks.detection.predict_files import find_images, picture_names, predict_files, write_picture
+from effdense.training.checkpoint import read_header, save_model
 from effdense.types import Detections
 
 CLASSES = ("circle", "ring", "cross", "square", "triangle", "star")
@@ -154,6 +156,46 @@ def test_load_refuses_what_is_no_model(content: bytes | None, says: str, tmp_pat
         effdense.load(tmp_path / "m.safetensors")
 
 
+def _without(*keys: str) -> Any:
+    def change(header: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            header = header[key]
+        del header[keys[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(_without("preprocessing"), "'preprocessing' is missing", id="preprocessing"),
+        pytest.param(_without("preprocessing", "mean"), "'mean' is missing", id="mean"),
+        pytest.param(_without("model"), "'model' is missing", id="model"),
+        pytest.param(_without("model", "name"), "name", id="name-of-the-model"),
+        pytest.param(_without("class_names"), "'class_names' is missing", id="classes"),
+        pytest.param(_without("selection"), "'selection' is missing", id="selection"),
+        pytest.param(lambda header: header.update(model=[1]), "", id="list-for-model"),
+        pytest.param(lambda header: header.update(model="d0"), "", id="text-for-model"),
+        pytest.param(lambda header: header["model"].update(channels="many"), "", id="text-for-a-number"),
+        pytest.param(lambda header: header["model"].update(later=1), "later", id="model-of-a-later-version"),
+        pytest.param(lambda header: header["selection"].update(later=1), "later", id="selection-of-a-later-version"),
+        pytest.param(lambda header: header.update(class_names=None), "", id="null-for-classes"),
+        pytest.param(lambda header: header["preprocessing"].update(image_size="big"), "big", id="text-for-size"),
+        pytest.param(lambda header: header["preprocessing"].update(mean=["a", "b", "c"]), "", id="text-for-mean"),
+        pytest.param(lambda header: header.update(category_ids=3), "", id="number-for-ids"),
+    ],
+)
+def test_a_damaged_or_foreign_header_is_an_error_that_names_the_file(
+    change: Any, says: str, detector: Detector, tmp_path: Path
+) -> None:
+    detector.save(tmp_path / "whole.safetensors")
+    header = read_header(tmp_path / "whole.safetensors")
+    change(header)
+    save_model(tmp_path / "m.safetensors", detector.model, header)
+    with pytest.raises(UserError, match=rf"header of .*m\.safetensors is damaged or of another version.*{says}"):
+        effdense.load(tmp_path / "m.safetensors")
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return open_dataset("demo", None, "val").select(range(12))
@@ -205,6 +247,14 @@ def test_a_broken_image_stops_or_is_counted_as_asked(detector: Detector, picture
     assert result.broken == [broken]
     listed = json.loads((tmp_path / "out" / "images.json").read_text())
     assert [image["id"] for image in listed["images"]] == [1, 3]
+
+
+def test_thousands_of_drawn_pictures_do_not_each_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("waited"))
+    write_picture(tmp_path / "a.jpg", np.zeros((4, 6, 3), np.uint8))
+    assert cv2.imread(str(tmp_path / "a.jpg")).shape == (4, 6, 3)
 
 
 def test_folders_are_searched_and_the_order_is_stable(tmp_path: Path) -> None:

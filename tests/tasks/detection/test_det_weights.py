@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from effdense.errors import UserError
 from effdense.tasks.detection import weights as module
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
-from effdense.tasks.detection.weights import CLASS_OUTPUT
+from effdense.tasks.detection.weights import CLASS_OUTPUT, read_weights
 
 SMALL = {"channels": 16, "bifpn_repeats": 1, "head_repeats": 1}
 
@@ -107,6 +107,49 @@ def test_coco_weights_in_torchs_cache_are_loaded_without_a_network(
     torch.save(published.state_dict(), tmp_path / "checkpoints" / "lite0-0123abcd.pth")
     loaded = create_efficientdet("lite0", 7, weights="coco", replace_head=True, offline=True)
     assert torch.equal(loaded.state_dict()["neck.extra.0.0.weight"], published.state_dict()["neck.extra.0.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "published"),
+    [("tf_efficientnet_lite0", True), ("lite0.in1k", True), ("tf_efficientnet_lite0.in1k", True), ("lite1", False)],
+)
+def test_coco_weights_know_the_published_backbone_by_any_of_its_names(
+    backbone: str, published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(module, "_published_url", lambda name: f"http://127.0.0.1:9/{name}-0123abcd.pth")
+    with pytest.raises(UserError, match="offline" if published else "no COCO weights were published"):
+        create_efficientdet("lite0", 90, backbone=backbone, weights="coco", offline=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("imagnet", "did you mean 'imagenet'"),
+        ("cocco", "did you mean 'coco'"),
+        ("Auto", "did you mean 'auto'"),
+        ("xyzzy", "expected auto, imagenet, coco, none or a file$"),
+    ],
+)
+def test_a_mistyped_word_for_weights_names_the_nearest(
+    word: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"'{word}'.*{says}") as caught:
+        small(weights=word)
+    assert "auto, imagenet, coco, none or a file" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["imagnet.pth", "./imagnet", "below/imagnet"])
+def test_what_looks_like_a_path_is_called_a_file_that_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=r"cannot read weights from .*No such file"):
+        read_weights(name)
+
+
+def test_a_file_may_be_called_like_a_word(saved: tuple[EfficientDet, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    saved[1].rename(saved[1].parent / "imagnet")
+    monkeypatch.chdir(saved[1].parent)
+    assert read_weights("imagnet").is_detector
 
 
 def test_coco_weights_exist_only_for_published_configurations() -> None:
