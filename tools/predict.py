@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from effdense.command_line import run_tool
 from effdense.config import parse
-from effdense.tasks.detection.predict_config import PredictConfig
+from effdense.tasks.detection.predict_config import PredictConfig, ignored_settings
 
 DESCRIPTION = (
     "Run a trained model on image files and folders, or on a split of a data set; leaves a drawn picture of each "
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, predict, say what was written."""
     arguments = sys.argv[1:] if argv is None else argv
     parsed = parse(PredictConfig, arguments, prog="predict", description=DESCRIPTION, positional=["model", "images"])
+    parsed.refuse_ignored(ignored_settings(parsed.config))
     from effdense.tasks.detection.predict_files import run_prediction
     from effdense.tools.console import show_log
 

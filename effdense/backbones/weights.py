@@ -100,6 +100,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no Mapping
             metadata = dict(file.metadata() or {})
             header = json.loads(metadata["effdense"]) if "effdense" in metadata else metadata
+            if not isinstance(header, dict):
+                raise ValueError("its effdense header is no JSON object")
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is a damaged safetensors file ({error}); fetch or save it again") from error
     if not state:

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from effdense.errors import UserError
+
+_RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (
+        ("epochs", "batch_size", "accumulate", "eval_every", "max_detections", "scale_min", "lr", "box_weight"),
+        "more than 0",
+        lambda value: value > 0,
+    ),
+    (
+        ("image_size", "bifpn_channels", "bifpn_repeats", "head_repeats", "anchor_scale", "num_scales", "max_level"),
+        "more than 0",
+        lambda value: value > 0,
+    ),
+    (
+        ("hflip", "vflip", "photometric", "score_threshold", "nms_iou", "ema_decay"),
+        "a number between 0 and 1",
+        lambda value: 0 <= value <= 1,
+    ),
+    (("label_smoothing", "momentum", "drop_path_rate"), "0 or more and less than 1", lambda value: 0 <= value < 1),
+    (("focal_alpha",), "more than 0 and less than 1", lambda value: 0 < value < 1),
+    (
+        ("weight_decay", "warmup_epochs", "clip_norm", "early_stop", "randaugment_ops", "backbone_lr_factor"),
+        "0 or more",
+        lambda value: value >= 0,
+    ),
+    (("focal_gamma",), "0 or more", lambda value: value >= 0),
+    (("workers",), "-1 (choose), 0 (none) or more", lambda value: value >= -1),
+    (("freeze_stages",), "0 to 7", lambda value: 0 <= value <= 7),
+    (("randaugment_magnitude",), "0 to 10", lambda value: 0 <= value <= 10),
+    (("seed",), "0 or more, below 2 to the power of 63", lambda value: 0 <= value < 2**63),
+)
+"""Names of settings, what they are to be, and whether a value is."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +68,9 @@ class DetectionConfig:
     """Processes that load images; 0 loads in the main process; -1 chooses: 0 on a CPU, up to 8 beside a GPU."""
 
     # --- model
-    backbone: str = "lite0"
-    """Short name (b0 ... b8, l2, v2_s, lite0, edge_s ...) or any timm EfficientNet; see `effdense backbones`."""
+    backbone: str | None = None
+    """Short name (b0 ... b8, l2, v2_s, lite0, edge_s ...) or any timm EfficientNet; see `effdense backbones`.
+    By default the architecture's own, and lite0 where neither is given."""
     arch: str = "auto"
     """EfficientDet configuration (d0 ... d7, d7x, lite0 ... lite4, lite3x); auto takes the one of the backbone."""
     weights: str = "auto"
@@ -55,6 +88,20 @@ class DetectionConfig:
     """Convolutions in each head; by default the architecture's."""
     anchor_scale: float | None = None
     """Smallest anchor, in units of the level's stride; by default the architecture's."""
+    num_scales: int | None = None
+    """Anchor sizes an octave; by default the architecture's 3."""
+    aspect_ratios: tuple[float, ...] | None = None
+    """Width over height of the anchors; by default the architecture's 1, 2 and 0.5."""
+    min_level: int | None = None
+    """Finest pyramid level, of stride 2 to this power; by default the architecture's 3."""
+    max_level: int | None = None
+    """Coarsest pyramid level; by default the architecture's 7 (d7x: 8)."""
+    act: Literal["silu", "relu6"] | None = None
+    """Activation of BiFPN and heads; by default the architecture's."""
+    fusion: Literal["fastattn", "sum"] | None = None
+    """How BiFPN fuses maps: learned weights or a plain sum; by default the architecture's."""
+    drop_path_rate: float | None = None
+    """Stochastic depth of the backbone's last block; by default the architecture's."""
 
     # --- augmentation
     scale_min: float = 0.5
@@ -141,56 +188,26 @@ class DetectionConfig:
     """Seed of weights, order and augmentation: the same seed gives the same run on the same machine."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "eval_every",
-            "max_detections",
-            "scale_min",
-            "lr",
-            "box_weight",
-        ):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}, expected more than 0")
-        for name in ("image_size", "bifpn_channels", "bifpn_repeats", "head_repeats", "anchor_scale"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} is {value}, expected more than 0")
-        shares = (
-            "hflip",
-            "vflip",
-            "photometric",
-            "score_threshold",
-            "nms_iou",
-            "label_smoothing",
-            "ema_decay",
-            "momentum",
-        )
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
-        for name in (
-            "weight_decay",
-            "warmup_epochs",
-            "clip_norm",
-            "early_stop",
-            "randaugment_ops",
-            "backbone_lr_factor",
-        ):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        self._check_ranges()
         if self.scale_max < self.scale_min:
             raise UserError(f"scale_max {self.scale_max} is below scale_min {self.scale_min}")
-        if self.workers < -1:
-            raise UserError(f"workers is {self.workers}, expected -1 (choose), 0 (none) or more")
-        if not 0 <= self.freeze_stages <= 7:
-            raise UserError(f"freeze_stages is {self.freeze_stages}, expected 0 to 7")
-        if not 0 <= self.randaugment_magnitude <= 10:
-            raise UserError(f"randaugment_magnitude is {self.randaugment_magnitude}, expected 0 to 10")
         if self.warmup_epochs > self.epochs:
             raise UserError(f"warmup_epochs {self.warmup_epochs} is more than the run's {self.epochs} epochs")
+        if self.min_level is not None and not 1 <= self.min_level <= 5:
+            raise UserError(f"min_level is {self.min_level}, expected 1 to 5: a backbone has strides 2 to 32")
+        if self.aspect_ratios is not None and not (self.aspect_ratios and min(self.aspect_ratios) > 0):
+            raise UserError(f"aspect_ratios is {self.aspect_ratios}, expected one number above 0 or more")
+        if self.weights == "none" and self.freeze_stages > 0:
+            raise UserError("--freeze-stages would freeze random weights under --weights none: leave one of them out")
         self._check_data()
+
+    def _check_ranges(self) -> None:
+        """Refuse numbers that are out of range."""
+        for names, says, right in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not right(value):
+                    raise UserError(f"{name} is {value}, expected {says}")
 
     def _check_data(self) -> None:
         """Refuse file settings that contradict each other."""
@@ -218,7 +235,9 @@ def ignored_settings(config: DetectionConfig) -> dict[str, str]:
         ignored["nms_iou"] = "--nms soft lowers scores by overlap and has no threshold"
     if config.weights in ("auto", "imagenet", "none"):
         ignored["replace_head"] = f"--weights {config.weights} brings no head"
-    for part in ("train", "val"):
-        if getattr(config, f"{part}_annotations") is not None:
-            ignored[f"{part}_split"] = f"--{part}-annotations names the file"
+    explicit = [part for part in ("train", "val") if getattr(config, f"{part}_annotations") is not None]
+    for part in explicit:
+        ignored[f"{part}_split"] = f"--{part}-annotations names the file"
+    if len(explicit) == 2:
+        ignored["data_root"] = "--train-annotations and --val-annotations name the files"
     return ignored

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effdense.datasets.index import DetectionIndex
@@ -43,7 +42,6 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 0,
     evaluator: str = "hotcoco",
-    max_detections: Sequence[int] | None = None,
 ) -> Evaluation:
     """Detect on every image of a data set and score the detections.
 
@@ -53,7 +51,6 @@ def evaluate(
         batch_size: images in a forward pass.
         workers: processes that load images.
         evaluator: ``hotcoco`` or ``pycocotools``.
-        max_detections: COCO's three limits; 1, 10, 100 by default.
 
     Raises:
         UserError: an image cannot be read.
@@ -70,5 +67,13 @@ def evaluate(
         image_ids += batch.image_ids
     seconds = time.perf_counter() - started
     table = DetectionTable.from_detections(found, image_ids, index.category_ids)
-    coco = coco_metrics(truth, table, backend=evaluator, max_detections=max_detections or (1, 10, 100))
+    coco = coco_metrics(truth, table, backend=evaluator, max_detections=limits_of(detector.selection.max_detections))
     return Evaluation(coco, truth, table, len(index) / max(seconds, 1e-9))
+
+
+def limits_of(most: int) -> tuple[int, int, int]:
+    """Return COCO's three limits on the detections an image, the last one being the most that a detector keeps.
+
+    Fewer than 100 kept leave COCO's own limits as they are, so that numbers stay comparable.
+    """
+    return (1, 10, max(most, 100))

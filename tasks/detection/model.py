@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,6 +55,7 @@ def create_efficientdet(
     backbone: str | Backbone | None = None,
     weights: str = "none",
     replace_head: bool = False,
+    class_names: Sequence[str] | None = None,
     offline: bool = False,
     **overrides: Any,
 ) -> EfficientDet:
@@ -66,7 +68,8 @@ def create_efficientdet(
         backbone: name of the backbone, or one ready made; default is the configuration's own.
         weights: ``"auto"``, ``"imagenet"`` or ``"none"`` concern the backbone, as for ``create_backbone``; ``"coco"``
             is the whole detector's, as published; else a file of either.
-        replace_head: leave the class head's last layer untrained where the weights have another number of classes.
+        replace_head: leave the class head's last layer untrained where the weights are for other classes.
+        class_names: what the classes are called; a file that says other names is refused without ``replace_head``.
         offline: never look for weights on the network.
         overrides: constants of EfficientDetSpec to replace, for example ``image_size=640``.
 
@@ -76,6 +79,8 @@ def create_efficientdet(
     spec = choose_spec(arch, backbone, **overrides)
     file = None if weights in (*BACKBONE_WEIGHTS, "coco") else read_weights(weights)
     whole = weights == "coco" or (file is not None and file.is_detector)
+    if replace_head and not whole:
+        raise UserError(f"weights {weights} hold no detector, hence no class head: leave --replace-head out")
     if not isinstance(backbone, Backbone):
         backbone = _create_backbone(spec, "none" if whole else weights, offline)
     elif file is not None and not whole:
@@ -84,7 +89,7 @@ def create_efficientdet(
     if weights == "coco":
         load_coco(model, spec, replace_head=replace_head, offline=offline)
     elif file is not None and whole:
-        load_detector(model, file, spec, replace_head=replace_head)
+        load_detector(model, file, spec, replace_head=replace_head, class_names=class_names)
     return model
 
 

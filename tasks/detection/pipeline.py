@@ -244,6 +244,7 @@ class BatchLoader:
             "num_workers": workers,
             "drop_last": drop_last,
             "collate_fn": _as_it_is,
+            "generator": torch.Generator(),  # its own, so as not to draw from the one that the model draws from
             "pin_memory": torch.device(device).type == "cuda",
             "worker_init_fn": init_worker,
             "persistent_workers": workers > 0,

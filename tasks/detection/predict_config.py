@@ -37,9 +37,16 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if bool(self.images) == (self.dataset != "none"):
             raise UserError("give either images (files or folders) or --dataset, and not both")
-        if self.dataset == "none" and self.data_root is not None:
-            raise UserError("--data-root has no effect without --dataset: leave it out or name the data set")
+        if self.dataset in ("none", "demo") and self.data_root is not None:
+            raise UserError(
+                "--data-root has no effect without --dataset coco or voc: leave it out or name the data set"
+            )
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}, expected 1 or more")
         if not 0 <= self.draw_above <= 1:
             raise UserError(f"draw_above is {self.draw_above}, expected a number between 0 and 1")
+
+
+def ignored_settings(config: PredictConfig) -> dict[str, str]:
+    """Return the settings that the chosen combination would ignore, each with the reason."""
+    return {"split": "no --dataset is given"} if config.dataset == "none" else {}

@@ -12,7 +12,7 @@ import cv2
 
 from effdense.datasets.images import IMAGE_SUFFIXES
 from effdense.datasets.index import DetectionIndex
-from effdense.datasets.opening import open_dataset
+from effdense.datasets.opening import match_classes, open_dataset
 from effdense.drawing import draw_detections
 from effdense.errors import UserError
 from effdense.files import write_atomically
@@ -44,8 +44,12 @@ class Predicted:
     broken: list[Path] = field(default_factory=list)
 
 
-def find_images(inputs: Sequence[Path]) -> list[Path]:
+def find_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
     """Return the image files that the inputs name: files as they are, folders with all images in them, sorted.
+
+    Args:
+        inputs: files and folders.
+        out: where drawn pictures go; those of an earlier call, in and below it, are left out of the folders.
 
     Raises:
         UserError: an input does not exist, or there is no image at all.
@@ -53,7 +57,9 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for entry in inputs:
         if entry.is_dir():
-            found += sorted(p for p in entry.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            nested = out is not None and entry.resolve() in out.resolve().parents
+            found += [p for p in inside if not (nested and out and out.resolve() in p.resolve().parents)]
         elif entry.is_file():
             found.append(entry)
         else:
@@ -89,8 +95,13 @@ def predict_files(
         UserError: an image cannot be read, or a file cannot be written; pictures already drawn stay.
     """
     result = Predicted(out / RESULTS)
-    paths = [images.path(i) for i in range(len(images))] if isinstance(images, DetectionIndex) else list(images)
+    if isinstance(images, DetectionIndex):
+        paths = [images.path(i) for i in range(len(images))]
+        category_ids = images.category_ids
+    else:
+        paths, category_ids = list(images), detector.category_ids
     names = picture_names(paths)
+    _refuse_to_overwrite(paths, [out / name for name in names])
     found: list[Detections] = []
     image_ids: list[int] = []
     for group in _groups(images, paths, batch_size, skip_broken, result.broken):
@@ -102,21 +113,40 @@ def predict_files(
             result.objects += len(strong)
             found.append(one)
             image_ids.append(sample.image_id)
-    DetectionTable.from_detections(found, image_ids, detector.category_ids).to_json(result.results)
-    listed = [{"id": i, "file_name": str(path)} for i, path in zip(image_ids, _read(paths, result.broken), strict=True)]
-    categories = [{"id": i, "name": n} for i, n in zip(detector.category_ids, detector.class_names, strict=True)]
-    write_atomically(out / IMAGES, json.dumps({"images": listed, "categories": categories}, indent=1))
+    DetectionTable.from_detections(found, image_ids, category_ids).to_json(result.results)
+    write_image_list(out / IMAGES, image_ids, _read(paths, result.broken), category_ids, detector.class_names)
     return result
+
+
+def write_image_list(
+    path: Path, image_ids: Sequence[int], files: Sequence[Path], category_ids: Sequence[int], class_names: Sequence[str]
+) -> None:
+    """Write which file has which image id, and which class which category id, in COCO's words."""
+    images = [{"id": int(number), "file_name": str(file)} for number, file in zip(image_ids, files, strict=True)]
+    categories = [{"id": int(i), "name": name} for i, name in zip(category_ids, class_names, strict=True)]
+    write_atomically(path, json.dumps({"images": images, "categories": categories}, indent=1))
 
 
 def picture_names(paths: Sequence[Path]) -> list[str]:
     """Return a file name for the picture of each image; images of one name in several folders get a number."""
-    used: dict[str, int] = {}
+    used: set[str] = set()
     names = []
     for path in paths:
-        count = used[path.stem] = used.get(path.stem, 0) + 1
-        names.append(f"{path.stem}.jpg" if count == 1 else f"{path.stem}-{count}.jpg")
+        name, number = f"{path.stem}.jpg", 1
+        while name in used:
+            number += 1
+            name = f"{path.stem}-{number}.jpg"
+        used.add(name)
+        names.append(name)
     return names
+
+
+def _refuse_to_overwrite(inputs: Sequence[Path], pictures: Sequence[Path]) -> None:
+    """Raise UserError where a drawn picture would take the place of an image that is read."""
+    read = {path.resolve() for path in inputs}
+    for picture in pictures:
+        if picture.resolve() in read:
+            raise UserError(f"the drawn picture {picture} would overwrite the image itself: choose another --out")
 
 
 def write_picture(path: Path, image: UInt8) -> None:
@@ -164,9 +194,10 @@ def run_prediction(config: PredictConfig) -> Predicted:
     detector = load_detector(config.model).to(choose_device(config.device))
     images: Sequence[Path] | DetectionIndex
     if config.dataset == "none":
-        images = find_images(config.images)
+        images = find_images(config.images, config.out)
     else:
-        images = open_dataset(config.dataset, config.data_root, config.split)
+        index = open_dataset(config.dataset, config.data_root, config.split)
+        images = match_classes(index, detector.class_names, config.model)
     return predict_files(
         detector,
         images,

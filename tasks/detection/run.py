@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ from effdense.config import Parsed, load_yaml
 from effdense.errors import UserError
 from effdense.tasks.detection.config import DetectionConfig, ignored_settings
 from effdense.tasks.detection.setup import spec_of
+from effdense.tasks.detection.specs import get_spec
 from effdense.tasks.detection.train import CONFIG, STATE, train
 from effdense.training.device import choose_device
+from effdense.training.precision import choose_precision
 
 DEMO_IMAGE_SIZE = 128
 """The demo scenes are this large; a published resolution would only enlarge them."""
 
+DEFAULT_BACKBONE = "lite0"
+"""Small, quick on a CPU, and its ImageNet weights install from the package index."""
+
+_PATHS = ("data_root", "train_annotations", "train_images", "val_annotations", "val_images")
 _WITH_RESUME = {"resume", "device", "workers"}
 
 
@@ -56,16 +63,26 @@ def resumed(parsed: Parsed[DetectionConfig]) -> DetectionConfig:
         raise UserError(f"{flags} cannot be given with --resume, which goes on with the settings in {folder / CONFIG}")
     kept = load_yaml(DetectionConfig, folder / CONFIG).config
     changes = {name: getattr(parsed.config, name) for name in parsed.given & {"device", "workers"}}
-    return replace(kept, **changes)
+    return resolve(replace(kept, **changes))
 
 
 def resolve(config: DetectionConfig) -> DetectionConfig:
     """Fill in every setting that depends on others; what comes out is what config.yaml says."""
+    device = choose_device(config.device)
     changes: dict[str, Any] = {}
+    if config.backbone is None:
+        changes["backbone"] = DEFAULT_BACKBONE if config.arch == "auto" else get_spec(config.arch).backbone
+        config = replace(config, **changes)
     if config.image_size is None:
         changes["image_size"] = DEMO_IMAGE_SIZE if config.dataset == "demo" else spec_of(config).image_size
     if config.workers < 0:
-        changes["workers"] = 8 if choose_device(config.device).type == "cuda" else 0
+        changes["workers"] = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
+    if config.amp == "auto":
+        precision = choose_precision("auto", device).name
+        changes["amp"] = "off" if precision == "fp32" else precision
+    for name in _PATHS:
+        if getattr(config, name) is not None:
+            changes[name] = getattr(config, name).absolute()
     if config.out is None:
         changes["out"] = free_folder(Path("runs/detection"), f"{config.backbone}-{config.dataset}")
     return replace(config, **changes)

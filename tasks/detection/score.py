@@ -10,7 +10,7 @@ from typing import Any
 from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
-from effdense.tasks.detection.evaluate import evaluate
+from effdense.tasks.detection.evaluate import evaluate, limits_of
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.confusion import confusion_matrix
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
@@ -18,12 +18,11 @@ from effdense.tasks.detection.metrics.report import write_report
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.metrics.voc_metrics import VocResult, voc_metrics
 from effdense.tasks.detection.predict import Detector, load_detector
+from effdense.tasks.detection.predict_files import IMAGES, RESULTS, write_image_list
 from effdense.tasks.detection.score_config import ScoreConfig
 from effdense.training.device import choose_device
 
 log = logging.getLogger(__name__)
-
-DETECTIONS = "detections.json"
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,16 @@ def score_model(config: ScoreConfig) -> Scores:
         batch_size=config.batch_size,
         workers=config.workers,
         evaluator=config.evaluator,
-        max_detections=limits_of(detector.selection.max_detections),
     )
     log.info("%d images, %.1f images a second from file to detections", len(index), evaluation.images_per_second)
     speed = {"images_per_second": evaluation.images_per_second}
-    return _report(config, evaluation.coco, evaluation.truth, evaluation.detections, speed)
+    scores = _report(config, evaluation.coco, evaluation.truth, evaluation.detections, speed)
+    if config.out is not None:
+        evaluation.detections.to_json(config.out / RESULTS)
+        files = [index.path(position) for position in range(len(index))]
+        write_image_list(config.out / IMAGES, index.image_ids.tolist(), files, index.category_ids, index.class_names)
+        scores.files.extend([config.out / RESULTS, config.out / IMAGES])
+    return scores
 
 
 def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
@@ -108,14 +112,6 @@ def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
         log.info("%s", line)
     report.raise_errors()
     return report.cleaned[config.split]
-
-
-def limits_of(most: int) -> tuple[int, int, int]:
-    """Return COCO's three limits on the detections an image, the last one being the most that are kept.
-
-    Fewer than 100 kept leave COCO's own limits as they are: numbers stay comparable.
-    """
-    return (1, 10, max(most, 100))
 
 
 def about(config: ScoreConfig) -> dict[str, Any]:
@@ -132,7 +128,4 @@ def _report(
         return Scores(coco, voc, [])
     confusion = confusion_matrix(truth, found, score_threshold=config.confusion_score)
     files = write_report(config.out, coco, voc, confusion, about={**about(config), **more})
-    if config.predictions is None:
-        found.to_json(config.out / DETECTIONS)
-        files.append(config.out / DETECTIONS)
     return Scores(coco, voc, files)

@@ -63,6 +63,12 @@ class ScoreConfig:
             raise UserError("--images has no effect with --predictions: leave it out")
         if self.predictions is None and (self.annotations is None) != (self.images is None):
             raise UserError("--annotations and --images go together: give both or neither")
+        if self.dataset == "demo" and self.data_root is not None:
+            raise UserError("--data-root has no effect on the demo set: give --dataset coco or voc, or leave it out")
+        if self.predictions is not None and self.max_detections is not None and self.max_detections < 100:
+            raise UserError(
+                f"--max-detections {self.max_detections} has no effect on --predictions: COCO counts up to 100 an image"
+            )
         if self.iou_type == "segm" and self.predictions is None:
             raise UserError("--iou-type segm compares masks, which a detector has none of; it goes with --predictions")
         for name in ("batch_size", "max_detections", "image_size"):
@@ -86,6 +92,8 @@ def ignored_settings(config: ScoreConfig) -> dict[str, str]:
         ignored |= dict.fromkeys(unused, "--predictions are scored as they are")
     if config.predictions is None and config.annotations is not None:
         ignored |= {"data_root": "--annotations names the file", "split": "--annotations names the file"}
+    if config.iou_type == "segm":
+        ignored["confusion_score"] = "masks have no confusion matrix"
     if config.out is None:
         ignored["confusion_score"] = "without --out no confusion matrix is drawn"
     if config.nms == "soft":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
+from effdense.errors import UserError
 from effdense.tasks.detection.config import DetectionConfig
-from effdense.tasks.detection.model import choose_spec, create_efficientdet
+from effdense.tasks.detection.model import EfficientDet, choose_spec, create_efficientdet
 from effdense.tasks.detection.pipeline import BatchLoader, train_loader, train_transform
 from effdense.tasks.detection.predict import Detector, Selection
 from effdense.tasks.detection.specs import EfficientDetSpec
@@ -38,8 +42,20 @@ def spec_of(config: DetectionConfig) -> EfficientDetSpec:
         bifpn_repeats=config.bifpn_repeats,
         head_repeats=config.head_repeats,
         anchor_scale=config.anchor_scale,
+        num_scales=config.num_scales,
+        aspect_ratios=None if config.aspect_ratios is None else shapes_of(config.aspect_ratios),
+        min_level=config.min_level,
+        max_level=config.max_level,
+        act=config.act,
+        fusion=config.fusion,
+        drop_path_rate=config.drop_path_rate,
         image_size=config.image_size,
     )
+
+
+def shapes_of(aspect_ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Return the width and height factors of anchors of these aspect ratios (width over height), all of one area."""
+    return tuple((math.sqrt(ratio), math.sqrt(1 / ratio)) for ratio in aspect_ratios)
 
 
 def open_data(config: DetectionConfig) -> Data:
@@ -66,40 +82,74 @@ def open_data(config: DetectionConfig) -> Data:
     return Data(report.cleaned["train"], report.cleaned["val"])
 
 
-def build_detector(config: DetectionConfig, data: Data, *, restore: bool) -> Detector:
+def build_detector(config: DetectionConfig, data: Data, *, origin: dict[str, Any] | None = None) -> Detector:
     """Build the detector that is to be trained.
 
     Args:
         config: resolved settings.
         data: whose classes it is to know.
-        restore: the weights come from the run's state, so none are looked for.
+        origin: on resuming, where the weights once came from (`origin_of`); no weights are looked for then.
+
+    Raises:
+        UserError: weights that cannot be had or do not fit.
     """
     spec = spec_of(config)
+    class_names = data.train.class_names
     model = create_efficientdet(
         spec,
-        len(data.train.class_names),
-        weights="none" if restore else config.weights,
+        len(class_names),
+        weights="none" if origin else config.weights,
         replace_head=config.replace_head,
+        class_names=class_names,
     )
+    if origin is not None:
+        model.backbone.set_statistics(origin["mean"], origin["std"])
+        model.backbone.weights_source = origin["source"]
     log.info("weights: %s", model.backbone.weights_source)
-    device = choose_device(config.device)
+    if model.backbone.weights_source == "none" and config.freeze_stages:
+        log.warning("--freeze-stages %d freezes random weights, as no pretrained ones were found", config.freeze_stages)
     model.backbone.freeze_stages(config.freeze_stages)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     assert config.image_size is not None
-    selection = Selection(config.score_threshold, config.nms, config.nms_iou, config.max_detections)
     detector = Detector(
-        model.to(device),
-        data.train.class_names,
+        model.to(choose_device(config.device)),
+        class_names,
         image_size=config.image_size,
         category_ids=data.train.category_ids,
-        selection=selection,
+        selection=Selection(config.score_threshold, config.nms, config.nms_iou, config.max_detections),
     )
     log.info(
-        "EfficientDet %s on %s: %.1f M parameters, %d px, %s",
-        spec.name, spec.backbone, sum(p.numel() for p in model.parameters()) / 1e6, config.image_size, device,
-    )  # fmt: skip
+        "EfficientDet %s on %s: %.1f M parameters, %d px, %s, %s",
+        spec.name,
+        spec.backbone,
+        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        config.image_size,
+        detector.device,
+        "fp32" if config.amp == "off" else config.amp,
+    )
     return detector
+
+
+def origin_of(model: EfficientDet) -> dict[str, Any]:
+    """Return what a run's state must keep of the weights it began with: the normalisation belongs to them."""
+    backbone = model.backbone
+    return {"mean": list(backbone.mean), "std": list(backbone.std), "source": backbone.weights_source}
+
+
+def check_batches(config: DetectionConfig, data: Data, detector: Detector) -> None:
+    """Refuse batches of one image where the coarsest level is a single cell: BatchNorm cannot learn from one value.
+
+    Raises:
+        UserError: names both ways out.
+    """
+    size = detector.image_size
+    cells = detector.model.anchor_maker.feature_sizes((size, size))[-1]
+    if min(config.batch_size, len(data.train)) == 1 and cells == (1, 1):
+        raise UserError(
+            f"batches of one image at --image-size {size} leave BatchNorm one value to learn from: give a larger "
+            "--batch-size (and as many images), or a larger --image-size"
+        )
 
 
 def training_loader(config: DetectionConfig, data: Data, detector: Detector) -> BatchLoader:

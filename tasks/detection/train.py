@@ -20,8 +20,9 @@ from effdense.tasks.detection.loss import DetectionLoss
 from effdense.tasks.detection.metrics.coco_metrics import jsonable
 from effdense.tasks.detection.model import EfficientDet
 from effdense.tasks.detection.pipeline import BatchLoader
+from effdense.tasks.detection.plots import plot_training, save_figure
 from effdense.tasks.detection.predict import Detector
-from effdense.tasks.detection.setup import Data, build_detector, open_data, training_loader
+from effdense.tasks.detection.setup import Data, build_detector, check_batches, open_data, origin_of, training_loader
 from effdense.training.checkpoint import load_state, require_space, save_state, state_bytes
 from effdense.training.ema import ModelEma
 from effdense.training.interrupt import InterruptWatch
@@ -40,9 +41,10 @@ from effdense.types import Batch
 
 log = logging.getLogger(__name__)
 
-STATE, BEST, LAST, METRICS, CONFIG = "state.pt", "best.safetensors", "last.safetensors", "metrics.jsonl", "config.yaml"
+STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
+METRICS, CURVES, CONFIG = "metrics.jsonl", "training.png", "config.yaml"
 
-STATE_COPIES = 8
+STATE_COPIES = 10
 """What a run's files hold, in copies of the model: best, last and a state of four, each written beside the old one."""
 
 
@@ -102,9 +104,7 @@ class Run:
 
     def evaluated(self) -> Detector:
         """Return the detector that is evaluated and saved: the moving average, where one is kept."""
-        if self.ema is None:
-            return self.detector
-        return self.detector.with_model(self.ema.module)
+        return self.detector.with_model(self.model if self.ema is None else self.ema.module)
 
 
 def train(config: DetectionConfig, folder: Path, *, resume: bool = False) -> Path:
@@ -123,7 +123,7 @@ def train(config: DetectionConfig, folder: Path, *, resume: bool = False) -> Pat
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved and a text on how to go on.
     """
     run = start(config, folder, resume=resume)
-    board = Board(folder / "tensorboard", purge_step=run.progress.step if resume else None)
+    board = Board(folder / "tensorboard", purge_step=run.progress.step + 1 if resume else None)
     watch = InterruptWatch()
     try:
         with watch:
@@ -137,10 +137,12 @@ def train(config: DetectionConfig, folder: Path, *, resume: bool = False) -> Pat
                     **losses,
                 }
                 evaluation = evaluate_epoch(run) if evaluation_due(run) else None
-                finish_epoch(run, record, evaluation, speed)
-                board.scalars({k: v for k, v in run_scalars(record).items() if v is not None}, run.progress.step)
+                finish_epoch(run, record, evaluation, speed, board)
+                if watch.requested and run.progress.epoch < config.epochs:
+                    watch.stop(f"Stopped after epoch {run.progress.epoch}; go on with: --resume {run.folder}")
     finally:
         board.close()
+    save_figure(plot_training(folder / METRICS), folder / CURVES)
     return folder / BEST
 
 
@@ -149,7 +151,8 @@ def start(config: DetectionConfig, folder: Path, *, resume: bool) -> Run:
     state = load_state(folder / STATE) if resume else None
     seed_everything(config.seed)
     data = open_data(config)
-    detector = build_detector(config, data, restore=state is not None)
+    detector = build_detector(config, data, origin=state["origin"] if state else None)
+    check_batches(config, data, detector)
     model = detector.model
     groups = parameter_groups(
         model,
@@ -178,7 +181,9 @@ def start(config: DetectionConfig, folder: Path, *, resume: bool) -> Run:
         metrics=MetricsFile(folder / METRICS, lines=state["metrics_lines"] if state else 0),
         progress=Progress(**state["progress"]) if state else Progress(),
     )
-    if state is not None:
+    if state is None:
+        save(run)
+    else:
         restore(run, state)
     return run
 
@@ -193,29 +198,37 @@ def train_one_epoch(run: Run, watch: InterruptWatch) -> tuple[dict[str, float], 
         NonFiniteLossError: naming step, image ids and terms.
         KeyboardInterrupt: after Ctrl-C, with the state saved.
     """
-    config, model, progress = run.config, run.model.train(), run.progress
+    config, progress = run.config, run.progress
+    run.model.train()
     run.loader.set_epoch(progress.epoch, start=progress.batches * config.batch_size)
     meter = LossMeter(every=1 if run.detector.device.type == "cpu" else 20)
     if progress.batches:
         meter.restore(progress.meter)
     batches = run.batches_per_epoch
     bar = EpochBar(f"epoch {progress.epoch + 1}/{config.epochs}", batches, done=progress.batches)
-    for batch in run.loader:
-        first = progress.batches // config.accumulate * config.accumulate
-        losses = losses_of(run, model, batch.to(run.detector.device, non_blocking=True))
-        meter.add(progress.step, batch.image_ids, losses)
-        run.precision.backward(losses["total"] / min(config.accumulate, batches - first))
-        progress.batches += 1
-        if progress.batches % config.accumulate == 0 or progress.batches == batches:
-            optimizer_step(run)
-            if watch.requested and progress.batches < batches:
-                progress.meter = meter.state()
-                save(run)
-                watch.stop(f"stopped within epoch {progress.epoch + 1}; go on with: --resume {run.folder}")
-        bar.advance(len(batch.image_ids), meter.means() if meter.every == 1 else {})
-    bar.close()
+    with bar:
+        for batch in run.loader:
+            one_batch(run, batch, batches, meter, watch)
+            bar.advance(len(batch.image_ids), meter.known_means())
     progress.batches, progress.meter = 0, {}
     return meter.means(), bar.images_per_second()
+
+
+def one_batch(run: Run, batch: Batch, batches: int, meter: LossMeter, watch: InterruptWatch) -> None:
+    """Go forward and backward over a batch, and step where a group of them is complete."""
+    config, progress = run.config, run.progress
+    first = progress.batches // config.accumulate * config.accumulate
+    losses = losses_of(run, run.model, batch.to(run.detector.device, non_blocking=True))
+    meter.add(progress.step, batch.image_ids, losses)
+    run.precision.backward(losses["total"] / min(config.accumulate, batches - first))
+    progress.batches += 1
+    if progress.batches % config.accumulate and progress.batches < batches:
+        return
+    optimizer_step(run)
+    if watch.requested and progress.batches < batches:
+        progress.meter = meter.state()
+        save(run)
+        watch.stop(f"Stopped within epoch {progress.epoch + 1}; go on with: --resume {run.folder}")
 
 
 def losses_of(run: Run, model: EfficientDet, batch: Batch) -> dict[str, torch.Tensor]:
@@ -260,7 +273,13 @@ def evaluation_due(run: Run) -> bool:
 def evaluate_epoch(run: Run) -> Evaluation:
     """Evaluate on the validation split and remember the best."""
     detector, progress = run.evaluated(), run.progress
-    evaluation = evaluate(detector, run.data.val, batch_size=run.config.batch_size, evaluator=run.config.evaluator)
+    evaluation = evaluate(
+        detector,
+        run.data.val,
+        batch_size=run.config.batch_size,
+        workers=run.config.workers,
+        evaluator=run.config.evaluator,
+    )
     score = evaluation.map
     detector.header = header_of(run, evaluation, progress.epoch + 1)
     if score > progress.best:
@@ -271,7 +290,7 @@ def evaluate_epoch(run: Run) -> Evaluation:
     return evaluation
 
 
-def finish_epoch(run: Run, record: dict[str, Any], evaluation: Evaluation | None, speed: float) -> None:
+def finish_epoch(run: Run, record: dict[str, Any], evaluation: Evaluation | None, speed: float, board: Board) -> None:
     """Write the epoch's files; the state comes last, so that a crash at any point repeats the epoch and no more."""
     run.progress.epoch += 1
     detector = run.evaluated()
@@ -282,6 +301,7 @@ def finish_epoch(run: Run, record: dict[str, Any], evaluation: Evaluation | None
     record["images_per_second"] = speed
     record["time"] = time.time()
     run.metrics.append(record)
+    board.scalars({name: value for name, value in run_scalars(record).items() if value is not None}, run.progress.step)
     save(run)
     scores = "" if evaluation is None else f"  mAP {evaluation.map:.4f}  mAP50 {evaluation.coco.metrics['AP50']:.4f}"
     if run.progress.best_epoch == run.progress.epoch:
@@ -324,6 +344,7 @@ def save(run: Run) -> None:
         "random": random_state(),
         "class_names": list(run.detector.class_names),
         "num_images": len(run.data.train),
+        "origin": origin_of(run.model),
     }
     save_state(run.folder / STATE, state)
 
@@ -344,6 +365,6 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         run.ema.module.load_state_dict(state["ema"])
         run.ema.updates = state["ema_updates"]
     run.optimizer.load_state_dict(state["optimizer"])
-    if run.precision.scaler is not None:
+    if run.precision.scaler is not None and state["scaler"]:
         run.precision.scaler.load_state_dict(state["scaler"])
     restore_random_state(state["random"])

@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,12 @@ def read_weights(path: str | Path) -> DetectorFile:
 
 
 def load_detector(
-    model: EfficientDet, file: DetectorFile, spec: EfficientDetSpec, *, replace_head: bool = False
+    model: EfficientDet,
+    file: DetectorFile,
+    spec: EfficientDetSpec,
+    *,
+    replace_head: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Load a whole detector, and set the mean and std that it was trained with.
 
@@ -103,32 +108,51 @@ def load_detector(
         model: what to fill.
         file: weights by effdet's or our names.
         spec: of the model; its mean and std hold for effdet's weights.
-        replace_head: where the classes differ in number, leave the last layer of the class head as it is.
+        replace_head: where the classes differ in number or name, leave the last layer of the class head as it is.
+        class_names: what the model's classes are called, if known.
 
     Raises:
-        UserError: if weights are missing, unexpected or of another shape, or the classes differ in number and
-            ``replace_head`` was not asked for.
+        UserError: if weights are missing, unexpected or of another shape, or the classes differ and ``replace_head``
+            was not asked for.
     """
     state = from_effdet(file.state) if file.is_effdet else dict(file.state)
-    bias = state.get(f"{CLASS_OUTPUT}bias")
-    theirs = 0 if bias is None else len(bias) // spec.anchors_per_cell
-    if theirs and theirs != model.num_classes and not replace_head:
+    difference = _class_difference(model, file, state, spec, class_names)
+    if difference and not replace_head:
         raise UserError(
-            f"weights from {file.source} are for {theirs} classes, the model has {model.num_classes}; ask for a new "
-            "head (replace_head) to keep all but the last layer of the class head"
+            f"{difference}; ask for a new head (--replace-head) to keep all but the last layer of the class head"
         )
-    replaced = load_complete(model, state, source=file.source, replace=(CLASS_OUTPUT,) if replace_head else ())
-    if replaced:
-        _LOG.warning(
-            "the last layer of the class head starts untrained: %s is for %d classes, the model has %d",
-            file.source,
-            theirs,
-            model.num_classes,
-        )
+    if difference:
+        own = model.state_dict()
+        state |= {name: own[name] for name in own if name.startswith(CLASS_OUTPUT)}
+        _LOG.warning("the last layer of the class head starts untrained: %s", difference)
+    elif replace_head:
+        _LOG.warning("--replace-head changes nothing: %s is for the same classes", file.source)
+    load_complete(model, state, source=file.source)
     statistics = (spec.mean, spec.std) if file.is_effdet else _recorded_statistics(file.header)
     if statistics is not None:
         model.backbone.set_statistics(*statistics)
     model.backbone.weights_source = f"{file.source} (whole detector)"
+
+
+def _class_difference(
+    model: EfficientDet,
+    file: DetectorFile,
+    state: Mapping[str, Tensor],
+    spec: EfficientDetSpec,
+    class_names: Sequence[str] | None,
+) -> str:
+    """Say how the file's classes differ from the model's, in number or, where the file knows, in name."""
+    bias = state.get(f"{CLASS_OUTPUT}bias")
+    theirs = 0 if bias is None else len(bias) // spec.anchors_per_cell
+    if theirs and theirs != model.num_classes:
+        return f"weights from {file.source} are for {theirs} classes, the model has {model.num_classes}"
+    recorded = file.header.get("class_names")
+    if class_names is None or not isinstance(recorded, list) or tuple(recorded) == tuple(class_names):
+        return ""
+    for number, (wanted, there) in enumerate(zip(class_names, recorded, strict=False)):
+        if wanted != there:
+            return f"class {number} is {there!r} in weights from {file.source} and {wanted!r} in the data"
+    return ""
 
 
 def load_coco(

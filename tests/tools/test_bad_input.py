@@ -86,6 +86,9 @@ TRAIN_FAULTS = [
     pytest.param(None, ["--train-split", "trian"], ["trian", "train"], id="unknown-split"),
     pytest.param(None, ["--weights", "nowhere.pth"], ["nowhere.pth"], id="missing-weights"),
     pytest.param(None, ["--device", "tpu"], ["tpu", "cpu"], id="unknown-device"),
+    pytest.param(None, ["--focal-alpha", "1"], ["focal_alpha", "less than 1"], id="constant-out-of-range"),
+    pytest.param(None, ["--freeze-stages", "2"], ["freeze"], id="freezing-random-weights"),
+    pytest.param(None, ["--replace-head"], ["--replace-head"], id="no-head-to-replace"),
     pytest.param(None, ["--no-ema", "--ema-decay", "0.5"], ["--ema-decay", "no effect"], id="ignored-setting"),
     pytest.param(_break_label, [], ["99", "annotation id 1", "instances_train.json"], id="label-outside-classes"),
     pytest.param(_no_boxes, [], ["no example"], id="no-positive-example"),
@@ -132,7 +135,7 @@ def test_an_unknown_yaml_key_is_named_with_line_and_neighbour(
     (tmp_path / "my.yaml").write_text("epochs: 3\nbatchsize: 4\n")
     assert train_det.main(["--config", str(tmp_path / "my.yaml")]) == 2
     error = capsys.readouterr().err
-    assert "my.yaml:2" in error
+    assert "my.yaml, line 2" in error
     assert "batch_size" in error
 
 
@@ -155,8 +158,18 @@ def trained(coco: Path, tmp_path: Path) -> Path:
 def test_skip_broken_goes_on_and_counts(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (coco / "train/1.png").write_bytes(b"no")
     flags = ["--dataset", "coco", "--data-root", str(coco), "--out", str(tmp_path / "run"), "--batch-size", "1", *SMALL]
+    flags += ["--image-size", "129"]  # from here on the coarsest level has more than one cell
     assert train_det.main([*flags, "--skip-broken"]) == 0
     assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_batches_of_one_image_that_batch_norm_cannot_learn_from_are_refused(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--dataset", "coco", "--data-root", str(coco), "--out", str(tmp_path / "run"), *SMALL]
+    assert train_det.main([*flags, "--batch-size", "1"]) == 2
+    assert "--batch-size" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_is_not_scored_on_other_classes(trained: Path, coco: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import effdense
+from effdense.datasets.demo import DEMO_CLASSES
 from effdense.datasets.opening import open_dataset
 from effdense.errors import UserError
 from effdense.tasks.detection.evaluate import evaluate
@@ -26,7 +27,7 @@ from effdense.tasks.detection.predict_files import find_images, picture_names, p
 from effdense.training.checkpoint import read_header, save_model
 from effdense.types import Detections
 
-CLASSES = ("circle", "ring", "cross", "square", "triangle", "star")
+CLASSES = DEMO_CLASSES
 
 
 def _detector(**changes: Any) -> Detector:
@@ -37,7 +38,7 @@ def _detector(**changes: Any) -> Detector:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-        for name, parameter in model.head.named_parameters():
+        for name, parameter in model.head.classes.named_parameters():
             if name.endswith("pointwise.weight"):
                 parameter.mul_(30)
     return Detector(model, CLASSES, image_size=96, category_ids=[3, 5, 7, 9, 11, 13], **changes)
@@ -271,6 +272,21 @@ def test_inputs_without_an_image_are_named(name: str, tmp_path: Path) -> None:
         find_images([tmp_path / name])
 
 
+def test_an_earlier_calls_pictures_inside_the_folder_are_not_predicted_on(tmp_path: Path) -> None:
+    for name in ("a.png", "drawn/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_images([tmp_path], tmp_path / "drawn")] == ["a.png"]
+
+
+def test_an_image_is_never_overwritten_by_its_picture(detector: Detector, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((20, 20, 3), np.uint8))
+    before = (tmp_path / "a.jpg").read_bytes()
+    with pytest.raises(UserError, match="overwrite"):
+        predict_files(detector, [tmp_path / "a.jpg"], tmp_path)
+    assert (tmp_path / "a.jpg").read_bytes() == before
+
+
 def test_pictures_of_images_with_one_name_do_not_overwrite_each_other() -> None:
-    names = picture_names([Path("a/x.png"), Path("b/x.jpg"), Path("y.png")])
-    assert names == ["x.jpg", "x-2.jpg", "y.jpg"]
+    names = picture_names([Path("a/x.png"), Path("b/x.jpg"), Path("y.png"), Path("c/x-2.png")])
+    assert names == ["x.jpg", "x-2.jpg", "y.jpg", "x-2-2.jpg"]

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from effdense.errors import UserError
 from effdense.tasks.detection import weights as module
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
+from effdense.tasks.detection.predict import Detector
 from effdense.tasks.detection.weights import CLASS_OUTPUT, read_weights
 
 SMALL = {"channels": 16, "bifpn_repeats": 1, "head_repeats": 1}
@@ -35,7 +36,7 @@ def test_a_detector_file_loads_completely(saved: tuple[EfficientDet, Path]) -> N
 
 
 def test_other_classes_are_an_error_that_says_what_to_ask_for(saved: tuple[EfficientDet, Path]) -> None:
-    with pytest.raises(UserError, match=r"for 3 classes, the model has 5.*replace_head"):
+    with pytest.raises(UserError, match=r"for 3 classes, the model has 5.*--replace-head"):
         small(5, weights=str(saved[1]))
 
 
@@ -55,7 +56,26 @@ def test_a_request_for_a_new_head_changes_nothing_where_the_classes_agree(
 ) -> None:
     loaded = small(weights=str(saved[1]), replace_head=True)
     assert torch.equal(loaded.state_dict()[f"{CLASS_OUTPUT}weight"], saved[0].state_dict()[f"{CLASS_OUTPUT}weight"])
-    assert not caplog.records
+    assert [record.getMessage() for record in caplog.records] == [
+        f"--replace-head changes nothing: {saved[1]} is for the same classes"
+    ]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_classes_of_the_same_number_but_other_names_are_told_apart(replace: bool, tmp_path: Path) -> None:
+    model = small(2)
+    Detector(model, ["cat", "dog"], image_size=64).save(tmp_path / "d.safetensors")
+    weights = str(tmp_path / "d.safetensors")
+    assert torch.equal(
+        small(2, weights=weights, class_names=["cat", "dog"]).state_dict()[f"{CLASS_OUTPUT}weight"],
+        model.state_dict()[f"{CLASS_OUTPUT}weight"],
+    )
+    if replace:
+        fresh = small(2, weights=weights, class_names=["dog", "cat"], replace_head=True).state_dict()
+        assert not torch.equal(fresh[f"{CLASS_OUTPUT}weight"], model.state_dict()[f"{CLASS_OUTPUT}weight"])
+    else:
+        with pytest.raises(UserError, match=r"class 0 is 'cat' in weights from .* and 'dog' in the data"):
+            small(2, weights=weights, class_names=["dog", "cat"])
 
 
 def test_missing_and_unexpected_weights_are_listed(saved: tuple[EfficientDet, Path]) -> None:
