@@ -9,7 +9,9 @@ are shaken copies of objects or false. Both ways read the same two files, and mu
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":
+    __import__("checkout")
+
 import contextlib
 import io
 import json
@@ -17,10 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from effdense.command_line import run_tool
+from effdense.config import parse
+from effdense.errors import UserError
 from effdense.tasks.detection.metrics.coco_metrics import coco_metrics
 from effdense.tasks.detection.metrics.tables import DetectionTable
 
@@ -89,19 +95,32 @@ def time_pycocotools(truth: Path, found: Path) -> tuple[float, list[float]]:
     return time.perf_counter() - started, [float(value) for value in evaluation.stats]
 
 
+@dataclass(frozen=True)
+class BenchConfig:
+    """How large a case."""
+
+    images: int = 5_000
+    """Images of the synthetic data set."""
+    detections: int = 500_000
+    """Detections to score."""
+    repeats: int = 3
+    """Runs of the quick way, of which the median counts; the slow one runs once."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "detections", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more")
+
+
+@run_tool
 def main(argv: Sequence[str] | None = None) -> int:
     """Run both and print a line each; 1 where the numbers differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5_000)
-    parser.add_argument("--detections", type=int, default=500_000)
-    parser.add_argument("--repeats", type=int, default=3, help="of hotcoco; the median counts")
-    arguments = parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    config = parse(BenchConfig, arguments, prog="bench_eval", description=(__doc__ or "").splitlines()[0]).config
     with tempfile.TemporaryDirectory() as folder:
-        truth, found = write_case(Path(folder), arguments.images, arguments.detections)
-        print(
-            f"{arguments.images} images, {arguments.detections} detections, {found.stat().st_size / 1e6:.1f} MB of JSON"
-        )
-        runs = [time_hotcoco(truth, found) for _ in range(arguments.repeats)]
+        truth, found = write_case(Path(folder), config.images, config.detections)
+        print(f"{config.images} images, {config.detections} detections, {found.stat().st_size / 1e6:.1f} MB of JSON")
+        runs = [time_hotcoco(truth, found) for _ in range(config.repeats)]
         quick, numbers = float(np.median([seconds for seconds, _ in runs])), runs[0][1]
         print(f"hotcoco      {quick:8.2f} s  AP {numbers[0]:.6f}", flush=True)
         slow, reference = time_pycocotools(truth, found)
@@ -112,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -41,5 +41,5 @@ class InterruptWatch:
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             self.restore()
-            raise KeyboardInterrupt("stopped at once; the state is that of the last finished epoch")
+            raise KeyboardInterrupt("Stopped at once; --resume goes on from the state that was saved last.")
         self.requested = True

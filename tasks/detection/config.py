@@ -104,15 +104,15 @@ class DetectionConfig:
     """Stochastic depth of the backbone's last block; by default the architecture's."""
 
     # --- augmentation
-    scale_min: float = 0.5
-    """Smallest factor of the scale jitter, relative to --image-size."""
-    scale_max: float = 1.5
+    scale_min: float = 0.8
+    """Smallest factor of the scale jitter, relative to --image-size; 0.1 to 2 suits long runs on much data."""
+    scale_max: float = 1.25
     """Largest factor of the scale jitter."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     vflip: float = 0.0
     """Probability of a vertical flip: 0.5 where up and down mean nothing, as in microscopy."""
-    photometric: float = 0.5
+    photometric: float = 0.0
     """Strength, 0 to 1, of random brightness, contrast, saturation and hue."""
     randaugment_ops: int = 0
     """RandAugment operations an image; 0 is off."""
@@ -120,15 +120,15 @@ class DetectionConfig:
     """Strength of RandAugment's operations, 0 to 10."""
 
     # --- optimisation
-    epochs: int = 30
+    epochs: int = 12
     """Passes over the training split."""
-    batch_size: int = 8
-    """Images in a forward pass."""
+    batch_size: int = 4
+    """Images in a forward pass; a small batch takes more steps an epoch, which counts on small data."""
     accumulate: int = 1
     """Forward passes an optimizer step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimizer."""
-    lr: float = 0.008
+    lr: float = 0.032
     """Learning rate for 64 images a step; scaled to the real number by its root (adamw) or linearly (sgd), and said."""
     backbone_lr_factor: float = 1.0
     """Factor on the learning rate of the backbone."""
@@ -195,6 +195,9 @@ class DetectionConfig:
             raise UserError(f"warmup_epochs {self.warmup_epochs} is more than the run's {self.epochs} epochs")
         if self.min_level is not None and not 1 <= self.min_level <= 5:
             raise UserError(f"min_level is {self.min_level}, expected 1 to 5: a backbone has strides 2 to 32")
+        finest = self.min_level or 3
+        if self.max_level is not None and self.max_level <= finest:
+            raise UserError(f"max_level is {self.max_level}, expected more than min_level, which is {finest}")
         if self.aspect_ratios is not None and not (self.aspect_ratios and min(self.aspect_ratios) > 0):
             raise UserError(f"aspect_ratios is {self.aspect_ratios}, expected one number above 0 or more")
         if self.weights == "none" and self.freeze_stages > 0:
