@@ -32,7 +32,8 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: env  ## train on the demo set, evaluate, predict: pictures and a table in runs/demo
-	$(BIN)/python tools/train_det.py --backbone lite0 --dataset demo --out $(DEMO)
+	rm -rf $(DEMO)
+	$(BIN)/python tools/train_det.py --backbone lite0 --dataset demo --epochs 20 --eval-every 5 --out $(DEMO)
 	$(BIN)/python tools/eval_det.py $(DEMO)/best.safetensors --dataset demo --split test --out $(DEMO)/eval
 	$(BIN)/python tools/predict.py $(DEMO)/best.safetensors --dataset demo --split test --out $(DEMO)/drawn
 

@@ -103,6 +103,29 @@ def draw_mask(image: UInt8, mask: UInt8, *, opacity: float = 0.5, background: in
     return np.where(covered[..., None], np.rint(blended), image).astype(np.uint8)
 
 
+def contact_sheet(images: Sequence[UInt8], *, columns: int = 4, cell: int = 256, gap: int = 4) -> UInt8:
+    """Return images side by side in rows, each fitted into a square cell, on white.
+
+    Args:
+        images: RGB, (H, W, 3) each; at least one.
+        columns: cells in a row, fewer where there are fewer images.
+        cell: side of a cell, in pixels.
+        gap: white pixels between cells and around them.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (cell + gap) + gap, columns * (cell + gap) + gap, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        scale = cell / max(image.shape[:2])
+        size_wh = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        fitted = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        row, column = divmod(number, columns)
+        top = gap + row * (cell + gap) + (cell - fitted.shape[0]) // 2
+        left = gap + column * (cell + gap) + (cell - fitted.shape[1]) // 2
+        sheet[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+    return sheet
+
+
 def _line_thickness(height: int, width: int) -> int:
     return max(1, round(0.003 * min(max(height, width), 2 * min(height, width))))
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from effdense.drawing import class_color, draw_boxes, draw_detections, draw_mask
+from effdense.drawing import class_color, contact_sheet, draw_boxes, draw_detections, draw_mask
 from effdense.types import Detections
 
 
@@ -117,3 +117,22 @@ def test_a_mask_colours_its_classes_and_leaves_background_and_ignored_alone() ->
     assert (draw_mask(image, mask, background=None)[2] != 128).any()
     with pytest.raises(ValueError, match="does not cover"):
         draw_mask(image, mask[:2])
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "shape"),
+    [
+        pytest.param(1, 4, (24, 24), id="single"),
+        pytest.param(3, 4, (24, 64), id="one-row"),
+        pytest.param(5, 2, (64, 44), id="rows"),
+    ],
+)
+def test_a_contact_sheet_has_a_cell_for_every_image_and_no_empty_column(
+    count: int, columns: int, shape: tuple[int, int]
+) -> None:
+    images = [np.full((8, 16, 3), 10 * number, np.uint8) for number in range(count)]
+    sheet = contact_sheet(images, columns=columns, cell=16, gap=4)
+    assert sheet.shape == (*shape, 3)
+    for number in range(count):
+        row, column = divmod(number, min(columns, count))
+        assert (sheet[4 + 20 * row + 8, 4 + 20 * column + 8] == 10 * number).all()

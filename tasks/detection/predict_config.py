@@ -24,7 +24,7 @@ class PredictConfig:
     split: str = "val"
     """With --dataset: the split."""
     out: Path = Path("drawn")
-    """Folder for the pictures, detections.json and images.json."""
+    """Folder for the pictures, overview.jpg with the first twelve, detections.json and images.json."""
     draw_above: float = 0.3
     """Least score of what is drawn; detections.json has everything that evaluation counts."""
     batch_size: int = 8

@@ -13,7 +13,7 @@ import cv2
 from effdense.datasets.images import IMAGE_SUFFIXES
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
-from effdense.drawing import draw_detections
+from effdense.drawing import contact_sheet, draw_detections
 from effdense.errors import UserError
 from effdense.files import write_atomically
 from effdense.tasks.detection.metrics.tables import DetectionTable
@@ -24,7 +24,10 @@ from effdense.types import Detections, Sample, UInt8
 
 log = logging.getLogger(__name__)
 
-RESULTS, IMAGES = "detections.json", "images.json"
+RESULTS, IMAGES, OVERVIEW = "detections.json", "images.json", "overview.jpg"
+
+_SHOWN = 12
+"""Pictures on the overview."""
 
 
 @dataclass
@@ -86,7 +89,7 @@ def predict_files(
         detector: what to detect with.
         images: files, which get the image ids 1, 2, ... in this order (images.json says which); or a data set, whose
             ids are kept.
-        out: folder for the pictures, detections.json and images.json.
+        out: folder for the pictures, overview.jpg with the first twelve, detections.json and images.json.
         draw_above: least score of what is drawn; detections.json has everything.
         batch_size: images in a forward pass.
         skip_broken: leave out images that cannot be read, and count them.
@@ -104,16 +107,22 @@ def predict_files(
     _refuse_to_overwrite(paths, [out / name for name in names])
     found: list[Detections] = []
     image_ids: list[int] = []
+    first: list[UInt8] = []
     for group in _groups(images, paths, batch_size, skip_broken, result.broken):
         detections = detector.predict_samples([sample for _, sample in group], batch_size=batch_size)
         for (position, sample), one in zip(group, detections, strict=True):
             strong = one.above(draw_above)
-            write_picture(out / names[position], draw_detections(sample.image, strong))
+            picture = draw_detections(sample.image, strong)
+            write_picture(out / names[position], picture)
+            if len(first) < _SHOWN:
+                first.append(picture)
             result.drawn.append(out / names[position])
             result.objects += len(strong)
             found.append(one)
             image_ids.append(sample.image_id)
     DetectionTable.from_detections(found, image_ids, category_ids).to_json(result.results)
+    if first:
+        write_picture(out / OVERVIEW, contact_sheet(first))
     write_image_list(out / IMAGES, image_ids, _read(paths, result.broken), category_ids, detector.class_names)
     return result
 
@@ -129,7 +138,7 @@ def write_image_list(
 
 def picture_names(paths: Sequence[Path]) -> list[str]:
     """Return a file name for the picture of each image; images of one name in several folders get a number."""
-    used: set[str] = set()
+    used = {OVERVIEW}
     names = []
     for path in paths:
         name, number = f"{path.stem}.jpg", 1
