@@ -14,6 +14,9 @@ from effdense.types import IGNORE_INDEX, Detections, UInt8
 
 Color = tuple[int, int, int]
 
+CELL = 256
+"""Side of a cell of a contact sheet, in pixels."""
+
 _GOLDEN_TURN = 0.6180339887498949
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _CAPITAL_HEIGHT = 22  # pixels of a capital letter of that font at scale 1
@@ -103,7 +106,18 @@ def draw_mask(image: UInt8, mask: UInt8, *, opacity: float = 0.5, background: in
     return np.where(covered[..., None], np.rint(blended), image).astype(np.uint8)
 
 
-def contact_sheet(images: Sequence[UInt8], *, columns: int = 4, cell: int = 256, gap: int = 4) -> UInt8:
+def fit_into_cell(image: UInt8, cell: int = CELL) -> UInt8:
+    """Return an image (H, W, 3) scaled so that its longer side is ``cell``, as `contact_sheet` does with each.
+
+    Whoever collects pictures for a sheet can hold them in this size: one that fits already is not changed again.
+    """
+    scale = cell / max(image.shape[:2])
+    size_wh = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size_wh, interpolation=interpolation), np.uint8)
+
+
+def contact_sheet(images: Sequence[UInt8], *, columns: int = 4, cell: int = CELL, gap: int = 4) -> UInt8:
     """Return images side by side in rows, each fitted into a square cell, on white.
 
     Args:
@@ -116,9 +130,7 @@ def contact_sheet(images: Sequence[UInt8], *, columns: int = 4, cell: int = 256,
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (cell + gap) + gap, columns * (cell + gap) + gap, 3), 255, np.uint8)
     for number, image in enumerate(images):
-        scale = cell / max(image.shape[:2])
-        size_wh = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        fitted = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        fitted = fit_into_cell(image, cell)
         row, column = divmod(number, columns)
         top = gap + row * (cell + gap) + (cell - fitted.shape[0]) // 2
         left = gap + column * (cell + gap) + (cell - fitted.shape[1]) // 2

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from effdense.drawing import class_color, contact_sheet, draw_boxes, draw_detections, draw_mask
+from effdense.drawing import class_color, contact_sheet, draw_boxes, draw_detections, draw_mask, fit_into_cell
 from effdense.types import Detections
 
 
@@ -136,3 +136,11 @@ def test_a_contact_sheet_has_a_cell_for_every_image_and_no_empty_column(
     for number in range(count):
         row, column = divmod(number, min(columns, count))
         assert (sheet[4 + 20 * row + 8, 4 + 20 * column + 8] == 10 * number).all()
+
+
+@pytest.mark.parametrize("size_hw", [(480, 640), (256, 100), (1, 900), (5, 3)], ids=str)
+def test_pictures_held_in_the_size_of_a_cell_give_the_same_sheet(size_hw: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), np.uint8)
+    small = fit_into_cell(image)
+    assert max(small.shape) == 256
+    np.testing.assert_array_equal(contact_sheet([small]), contact_sheet([image]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import cv2
 from effdense.datasets.images import IMAGE_SUFFIXES
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
-from effdense.drawing import contact_sheet, draw_detections
+from effdense.drawing import contact_sheet, draw_detections, fit_into_cell
 from effdense.errors import UserError
 from effdense.files import write_atomically
 from effdense.tasks.detection.metrics.tables import DetectionTable
@@ -50,6 +51,8 @@ class Predicted:
 def find_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
     """Return the image files that the inputs name: files as they are, folders with all images in them, sorted.
 
+    What is hidden in a folder, or comes from an archive's ``__MACOSX``, was not put there to be looked at: left out.
+
     Args:
         inputs: files and folders.
         out: where drawn pictures go; those of an earlier call, in and below it, are left out of the folders.
@@ -60,7 +63,7 @@ def find_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
     found: list[Path] = []
     for entry in inputs:
         if entry.is_dir():
-            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            inside = sorted(p for p in entry.rglob("*") if _is_image_below(entry, p))
             nested = out is not None and entry.resolve() in out.resolve().parents
             found += [p for p in inside if not (nested and out and out.resolve() in p.resolve().parents)]
         elif entry.is_file():
@@ -72,6 +75,12 @@ def find_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
             f"no image in {', '.join(map(str, inputs))}: looked for files ending in {' '.join(IMAGE_SUFFIXES)}"
         )
     return found
+
+
+def _is_image_below(folder: Path, path: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def predict_files(
@@ -104,7 +113,7 @@ def predict_files(
     else:
         paths, category_ids = list(images), detector.category_ids
     names = picture_names(paths)
-    _refuse_to_overwrite(paths, [out / name for name in names])
+    _refuse_to_overwrite(paths, [out / name for name in (*names, OVERVIEW)])
     found: list[Detections] = []
     image_ids: list[int] = []
     first: list[UInt8] = []
@@ -115,7 +124,7 @@ def predict_files(
             picture = draw_detections(sample.image, strong)
             write_picture(out / names[position], picture)
             if len(first) < _SHOWN:
-                first.append(picture)
+                first.append(fit_into_cell(picture))
             result.drawn.append(out / names[position])
             result.objects += len(strong)
             found.append(one)
@@ -137,25 +146,40 @@ def write_image_list(
 
 
 def picture_names(paths: Sequence[Path]) -> list[str]:
-    """Return a file name for the picture of each image; images of one name in several folders get a number."""
+    """Return a file name for the picture of each image; images of one name in several folders get a number.
+
+    Names that differ in upper and lower case alone count as one: on some file systems they are.
+    """
     used = {OVERVIEW}
+    last: dict[str, int] = {}
     names = []
     for path in paths:
-        name, number = f"{path.stem}.jpg", 1
-        while name in used:
+        stem = path.stem.casefold()
+        name, number = f"{path.stem}.jpg", last.get(stem, 1)
+        while name.casefold() in used:
             number += 1
             name = f"{path.stem}-{number}.jpg"
-        used.add(name)
+        last[stem] = number
+        used.add(name.casefold())
         names.append(name)
     return names
 
 
 def _refuse_to_overwrite(inputs: Sequence[Path], pictures: Sequence[Path]) -> None:
-    """Raise UserError where a drawn picture would take the place of an image that is read."""
-    read = {path.resolve() for path in inputs}
+    """Raise UserError where a drawn picture would take the place of an image that is read, whatever it is called."""
+    read = {_identity(path) for path in inputs} - {None}
     for picture in pictures:
-        if picture.resolve() in read:
+        if _identity(picture) in read:
             raise UserError(f"the drawn picture {picture} would overwrite the image itself: choose another --out")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what ``os.path.samefile`` compares, so that thousands can be compared at once; None for no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def write_picture(path: Path, image: UInt8) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from effdense.ops import nms as module
 from effdense.ops.boxes import pairwise_iou
 from effdense.ops.nms import grouped_nms, soft_nms
 
@@ -60,6 +61,47 @@ def test_far_apart_groups_lose_no_precision() -> None:
     groups = torch.tensor([5000, 5000, 0])
     assert grouped_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), groups, 0.5).all()
     assert grouped_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), groups.clamp(max=0), 0.5).tolist() == [True, True, False]
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])]
+
+
+def many_groups(count: int = 6000) -> tuple[Tensor, Tensor, Tensor]:
+    """In each group a pair of boxes with an IoU of 0.4998, and one with 0.5002."""
+    pair = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4.998], [500, 500, 510, 510], [500, 500, 510, 505.002]])
+    groups = torch.arange(count).repeat_interleave(4) * 7
+    return pair.repeat(count, 1), torch.tensor([0.9, 0.8, 0.7, 0.6]).repeat(count), groups
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_all_groups_at_once_lose_no_precision_however_far_apart(device: str) -> None:
+    boxes, scores, groups = (column.to(device) for column in many_groups())
+    stays = module._nms_of_groups_moved_apart(boxes, scores, groups, 0.5)
+    assert stays.view(-1, 4).eq(torch.tensor([True, True, True, False], device=device)).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("device", DEVICES)
+def test_all_groups_at_once_keep_what_each_alone_keeps(device: str, threshold: float) -> None:
+    boxes, scores, groups = (column.to(device) for column in random_boxes(300, seed=7))
+    boxes -= 40  # also to the left of the image
+    stays = module._nms_of_groups_moved_apart(boxes, scores, groups * 1_000_003, threshold)
+    assert not stays.all()
+    for group in groups.unique():
+        members = groups == group
+        assert torch.equal(stays[members], grouped_nms(boxes[members], scores[members], groups[members], threshold))
+        assert torch.equal(
+            stays[members].cpu(), plain_nms(*(c[members].cpu() for c in (boxes, scores, groups)), threshold)
+        )
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_gpu_keeps_what_a_cpu_keeps() -> None:
+    for boxes, scores, groups in (many_groups(), random_boxes(300, seed=8), random_boxes(1), random_boxes(0)):
+        on_gpu = grouped_nms(boxes.cuda(), scores.cuda(), groups.cuda(), 0.5)
+        assert torch.equal(on_gpu.cpu(), grouped_nms(boxes, scores, groups, 0.5))
 
 
 def test_soft_nms_is_the_papers_for_each_class() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import effdense
 from effdense.datasets.demo import DEMO_CLASSES
 from effdense.datasets.opening import open_dataset
 from effdense.errors import UserError
+from effdense.tasks.detection import predict_files as files_module
 from effdense.tasks.detection.evaluate import evaluate
 from effdense.tasks.detection.metrics.coco_metrics import coco_metrics
 from effdense.tasks.detection.metrics.tables import DetectionTable
@@ -285,6 +287,63 @@ def test_an_image_is_never_overwritten_by_its_picture(detector: Detector, tmp_pa
     with pytest.raises(UserError, match="overwrite"):
         predict_files(detector, [tmp_path / "a.jpg"], tmp_path)
     assert (tmp_path / "a.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+def test_an_image_is_not_overwritten_under_another_name(link: Any, detector: Detector, tmp_path: Path) -> None:
+    # as a case-insensitive file system has it: A.JPG is there by the name of a.jpg, too
+    (tmp_path / "out").mkdir()
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 20, 3), np.uint8))
+    link(tmp_path / "a.png", tmp_path / "out" / "a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg would overwrite"):
+        predict_files(detector, [tmp_path / "a.png"], tmp_path / "out")
+
+
+def test_an_image_called_overview_is_not_overwritten(detector: Detector, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "overview.jpg"), np.zeros((20, 20, 3), np.uint8))
+    before = (tmp_path / "overview.jpg").read_bytes()
+    with pytest.raises(UserError, match=r"overview\.jpg would overwrite"):
+        predict_files(detector, [tmp_path / "overview.jpg"], tmp_path)
+    assert (tmp_path / "overview.jpg").read_bytes() == before
+
+
+def test_the_overview_holds_no_picture_in_its_full_size(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tuple[int, ...]] = []
+    sheet = files_module.contact_sheet
+    monkeypatch.setattr(
+        files_module, "contact_sheet", lambda images: held.extend(one.shape for one in images) or sheet(images)
+    )
+    cv2.imwrite(str(tmp_path / "large.png"), np.zeros((700, 1400, 3), np.uint8))
+    predict_files(detector, [tmp_path / "large.png"], tmp_path / "out")
+    assert held == [(128, 256, 3)]
+    assert cv2.imread(str(tmp_path / "out" / "large.jpg")).shape == (700, 1400, 3)
+
+
+def test_hidden_files_and_archive_leavings_in_a_folder_are_not_images(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache"  # the folder that was asked for may be hidden itself
+    for name in ("a.png", "._a.png", ".thumbs/a.png", "__MACOSX/a.png", "below/.x/y/a.png", "b__MACOSX/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert [path.relative_to(folder).as_posix() for path in find_images([folder])] == ["a.png", "b__MACOSX/c.png"]
+    assert find_images([folder / "._a.png"]) == [folder / "._a.png"]
+
+
+def test_names_that_differ_in_case_alone_get_a_number() -> None:
+    assert picture_names([Path("a/X.png"), Path("b/x.jpg"), Path("Overview.png")]) == [
+        "X.jpg",
+        "x-2.jpg",
+        "Overview-2.jpg",
+    ]
+
+
+def test_naming_many_images_of_one_name_takes_no_time() -> None:
+    start = time.process_time()
+    names = picture_names([Path(f"{number}/frame.png") for number in range(30_000)])
+    assert len(set(names)) == 30_000
+    assert names[-1] == "frame-30000.jpg"
+    assert time.process_time() - start < 5
 
 
 def test_pictures_of_images_with_one_name_do_not_overwrite_each_other() -> None:
