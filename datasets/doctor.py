@@ -5,6 +5,7 @@ What would spoil a run is an error; what can be put right is put right and count
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import warnings
@@ -26,6 +27,7 @@ COLUMNS = ("split", "images", "boxes", "crowd", "difficult", "empty", "broken", 
 edge; dropped: boxes without area."""
 
 _SHOWN = 10
+_HEAD_BYTES = 65_536
 _TOLERANCE_PX = 0.01
 """COCO rounds boxes to hundredths: less than that outside is not counted, less than that wide is no area."""
 
@@ -39,13 +41,16 @@ class Report:
         warnings: sentences worth reading.
         rows: one per split, in the order of ``COLUMNS``.
         notes: what was decided on reading.
-        cleaned: the indices without broken images and boxes without area; the other boxes clipped, sizes filled in.
+        sound: the indices without broken images, sizes filled in, every box as the file has it: for validation and
+            scoring, so that the numbers agree with those of any other tool.
+        cleaned: the same without boxes that have no area inside their image, the other boxes clipped: for training.
     """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     rows: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sound: dict[str, DetectionIndex] = field(default_factory=dict)
     cleaned: dict[str, DetectionIndex] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -72,7 +77,7 @@ def examine(splits: Mapping[str, DetectionIndex], *, skip_broken: bool = False) 
             image is then decoded once, as one that is corrupt in the middle would stop the run when its turn comes.
 
     Returns:
-        The report; call ``raise_errors`` before using ``cleaned``.
+        The report; call ``raise_errors`` before using ``sound`` or ``cleaned``.
     """
     report = Report()
     readable: dict[str, tuple[DetectionIndex, list[Header]]] = {}
@@ -82,7 +87,9 @@ def examine(splits: Mapping[str, DetectionIndex], *, skip_broken: bool = False) 
         report.warnings += _duplicate_files(index, split)
         kept, headers, broken = _check_files(index, report, split, skip_broken)
         readable[split] = kept, headers
-        cleaned, clipped, dropped = _clean_boxes(_fill_sizes(kept, headers), report)
+        sound = _fill_sizes(kept, headers)
+        cleaned, clipped, dropped = _clean_boxes(sound, report)
+        report.sound[split] = sound
         report.cleaned[split] = cleaned
         report.rows.append(_row(split, cleaned, broken, clipped, dropped))
         _check_examples(cleaned, split, report)
@@ -151,7 +158,7 @@ def _look_at_files(index: DetectionIndex, decode: bool) -> list[Header | UserErr
 
     cores = os.cpu_count() or 1
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, cores if decode else 4 * cores)) as pool:
-        warnings.simplefilter("ignore")  # Pillow's advice on very large pictures and odd tags
+        warnings.simplefilter("ignore")  # Pillow's advice on palettes and odd tags
         return list(pool.map(outcome, range(len(index))))
 
 
@@ -195,26 +202,36 @@ def _check_examples(index: DetectionIndex, split: str, report: Report) -> None:
 def _shared_images(
     first: str, index: DetectionIndex, headers: list[Header], second: str, other: DetectionIndex, others: list[Header]
 ) -> list[str]:
-    """Note images of the same bytes in both splits; only files of equal length are read."""
-    common = {header.num_bytes for header in headers} & {header.num_bytes for header in others}
-    digests: dict[bytes, Path] = {
-        _digest(index.path(i)): index.path(i) for i, header in enumerate(headers) if header.num_bytes in common
-    }
-    shared = [
-        other.path(i)
-        for i, header in enumerate(others)
-        if header.num_bytes in common and _digest(other.path(i)) in digests
-    ]
-    if not shared:
+    """Note images of the same bytes in both splits; a file is read in full only where length and beginning agree."""
+    mine: list[tuple[Path, object]] = [(index.path(i), header.num_bytes) for i, header in enumerate(headers)]
+    theirs: list[tuple[Path, object]] = [(other.path(i), header.num_bytes) for i, header in enumerate(others)]
+    paths, other_paths = _agreeing(mine, theirs)
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
+        for num_bytes in (_HEAD_BYTES, -1):
+            digest = functools.partial(_digest, num_bytes=num_bytes)
+            mine = list(zip(paths, pool.map(digest, paths), strict=True))
+            theirs = list(zip(other_paths, pool.map(digest, other_paths), strict=True))
+            paths, other_paths = _agreeing(mine, theirs)
+    if not other_paths:
         return []
     return [
-        f"{len(shared)} images of {second} are in {first} too, so its scores will flatter: "
-        f"{_listed([path.name for path in shared], 3)}"
+        f"{len(other_paths)} images of {second} are in {first} too, so its scores will flatter: "
+        f"{_listed([path.name for path in other_paths], 3)}"
     ]
 
 
-def _digest(path: Path) -> bytes:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+def _agreeing(
+    mine: Sequence[tuple[Path, object]], theirs: Sequence[tuple[Path, object]]
+) -> tuple[list[Path], list[Path]]:
+    """Return the paths on either side whose key is found on the other side too."""
+    common = {key for _, key in mine} & {key for _, key in theirs}
+    return [path for path, key in mine if key in common], [path for path, key in theirs if key in common]
+
+
+def _digest(path: Path, num_bytes: int) -> bytes:
+    """Return a hash of a file's first bytes, of the whole file with -1."""
+    with path.open("rb") as file:
+        return hashlib.blake2b(file.read(num_bytes), digest_size=16).digest()
 
 
 def _listed(names: Iterable[str], most: int = _SHOWN, comma: str = ", ") -> str:

@@ -102,7 +102,7 @@ def score_model(config: ScoreConfig) -> Scores:
 
 
 def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
-    """Open the split to score on, examined, with the classes of the detector."""
+    """Open the split to score on, examined, with the classes of the detector and every box as the file has it."""
     index = open_dataset(
         config.dataset, config.data_root, config.split, annotations=config.annotations, images=config.images
     )
@@ -111,7 +111,7 @@ def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
     for line in report.lines():
         log.info("%s", line)
     report.raise_errors()
-    return report.cleaned[config.split]
+    return report.sound[config.split]
 
 
 def about(config: ScoreConfig) -> dict[str, Any]:

@@ -62,6 +62,19 @@ def test_boxes_are_clipped_or_dropped_and_counted(bbox, expected, clipped: int, 
     assert cleaned.boxes_written_xywh[1:].tolist() == ([] if expected is None else [bbox])
 
 
+@pytest.mark.parametrize("bbox", [[5, 5, 0, 5], [60, 0, 5, 5], [50, 30, 20, 20], [5, 5, -3, 5]], ids=str)
+def test_for_evaluation_every_box_stays_as_the_file_has_it(bbox, coco_root) -> None:
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "gone.jpg"}]
+    report = _examine(coco_root(images=images, annotations=_annotations([1, 1, 9, 9], bbox)), skip_broken=True)
+    report.raise_errors()
+    sound = report.sound["train"]
+    x, y, width, height = bbox
+    assert sound.boxes_xyxy.tolist() == [[1, 1, 10, 10], [x, y, x + width, y + height]]
+    assert sound.boxes_written_xywh.tolist() == [[1, 1, 9, 9], bbox]
+    assert sound.image_ids.tolist() == [7]
+    assert sound.sizes_hw.tolist() == [[40, 60]]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_box_that_is_not_finite_is_an_error_with_its_id(value: float, coco_root) -> None:
     report = _examine(coco_root(annotations=_annotations([1, 1, 9, 9], [value, 1, 5, 5])))
@@ -216,6 +229,53 @@ def test_images_shared_between_splits_are_told_by_content(
     warnings = [warning for warning in report.warnings if "flatter" in warning]
     assert len(warnings) == shared
     assert all(warning.startswith("1 images of val are in train too") and "c.jpg" in warning for warning in warnings)
+
+
+def _two_splits(root: Path, content: dict[str, Any], first: bytes, second: bytes) -> dict[str, Any]:
+    for split, data in (("train", first), ("val", second)):
+        (root / split).mkdir()
+        (root / split / "a.bmp").write_bytes(data)
+        content["images"] = [{"id": 7, "file_name": "a.bmp"}]
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return {split: open_coco(root, split) for split in ("train", "val")}
+
+
+def _bitmap(path: Path) -> bytes:
+    """A picture of 240 kB, more than is looked at first."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 400, 3), np.uint8)).save(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("changed", "shared"), [(200_000, 0), (None, 1)], ids=["differ-late", "same"])
+def test_images_that_only_begin_alike_are_not_called_shared(
+    changed: int | None, shared: int, tmp_path: Path, coco_content
+) -> None:
+    first = _bitmap(tmp_path / "x.bmp")
+    second = bytearray(first)
+    if changed:
+        second[changed] ^= 1
+    report = examine(_two_splits(tmp_path, coco_content(annotations=_annotations([1, 1, 9, 9])), first, bytes(second)))
+    assert sum("flatter" in warning for warning in report.warnings) == shared
+
+
+def test_images_of_one_length_that_begin_differently_are_not_read_in_full(
+    tmp_path: Path, coco_content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _bitmap(tmp_path / "x.bmp")
+    second = bytearray(first)
+    second[1000] ^= 1
+    splits = _two_splits(tmp_path, coco_content(annotations=_annotations([1, 1, 9, 9])), first, bytes(second))
+    read: list[int] = []
+    digest = doctor._digest
+
+    def watched(path: Path, num_bytes: int) -> bytes:
+        read.append(num_bytes)
+        return digest(path, num_bytes)
+
+    monkeypatch.setattr(doctor, "_digest", watched)
+    report = examine(splits)
+    assert not any("flatter" in warning for warning in report.warnings)
+    assert read == [65_536, 65_536]
 
 
 def test_notes_of_reading_are_passed_on_once(write_voc) -> None:
