@@ -41,6 +41,9 @@ class BoxRule:
         min_size: least width and height of what is left of a box, in pixels.
         min_visible: least share of a box's area that must still be inside the image, 0..1.
 
+    Crowd and difficult boxes stay with any area left: they say where not to learn, and without them what is left of a
+    crowd would be taught as background.
+
     Raises:
         UserError: a negative size or a share outside 0..1.
     """
@@ -68,7 +71,8 @@ def keep_boxes(sample: Sample, boxes_xyxy: Float32, rule: BoxRule) -> Sample:
     left_wh = (clipped[:, 2:] - clipped[:, :2]).astype(np.float64)
     visible = left_wh.prod(axis=1) >= rule.min_visible * full_wh.prod(axis=1)
     had_area = (sample.boxes_xyxy[:, 2:] > sample.boxes_xyxy[:, :2]).all(axis=1)
-    keep = had_area & visible & (left_wh > 0).all(axis=1) & (left_wh >= rule.min_size).all(axis=1)
+    enough = visible & (left_wh >= rule.min_size).all(axis=1)
+    keep = had_area & (left_wh > 0).all(axis=1) & (enough | sample.crowd | sample.difficult)
     return sample.replace(
         boxes_xyxy=clipped[keep],
         labels=sample.labels[keep],

@@ -128,6 +128,31 @@ def test_scale_jitter_has_the_geometry_of_effdet(
     np.testing.assert_array_equal(padding, (np.array(image) == FILL).all(axis=2))
 
 
+@pytest.mark.parametrize("side", [512, 513, 504], ids=["8x", "9x", "7.9x"])
+@pytest.mark.parametrize("jittered", [False, True], ids=["resize", "jitter"])
+def test_shrinking_averages_what_it_cannot_show(sample_of: Any, side: int, jittered: bool) -> None:
+    board = (np.indices((side, side)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    target = {512: 64, 513: 57, 504: 64}[side]
+    sample = sample_of((side, side)).replace(image=np.repeat(board[..., None], 3, axis=2), mask=board)
+    transform = RandomScaleCrop((2 * target,) * 2, (0.5, 0.5)) if jittered else Resize((target, target))
+    shrunk = transform(sample, np.random.default_rng(0))
+    assert shrunk.image.shape == (target, target, 3)
+    assert np.abs(shrunk.image.astype(int) - 128).max() <= 4
+    assert shrunk.mask is not None
+    assert set(np.unique(shrunk.mask)) <= {0, 255}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("target", [40, 64, 100, 160, 250])
+def test_a_shrunk_image_is_near_that_of_pillow_which_published_weights_saw(sample_of: Any, target: int) -> None:
+    from PIL import Image
+
+    sample = sample_of((320, 320))  # noise, the worst there is
+    ours = Resize((target, target))(sample, np.random.default_rng(0)).image
+    theirs = Image.fromarray(sample.image).resize((target, target), Image.Resampling.BILINEAR)
+    assert np.abs(ours.astype(int) - np.array(theirs)).mean() < 20
+
+
 @pytest.mark.parametrize("size_hw", [(480, 640), (333, 500), (31, 97), (1000, 30)], ids=str)
 @pytest.mark.parametrize("side", [64, 320])
 def test_the_inverse_of_resize_gives_the_original_boxes(sample_of: Any, size_hw: tuple[int, int], side: int) -> None:
@@ -239,6 +264,23 @@ def test_which_boxes_stay(sample_of: Any, box: list[float], rule: BoxRule, expec
     sample = sample_of((60, 80), [box])
     kept = keep_boxes(sample, sample.boxes_xyxy, rule)
     assert kept.boxes_xyxy.tolist() == ([] if expected is None else [expected])
+    assert_sound(kept)
+
+
+@pytest.mark.parametrize("flag", ["crowd", "difficult"])
+def test_a_crop_that_leaves_a_twentieth_of_an_ignored_box_keeps_it(sample_of: Any, flag: str) -> None:
+    boxes = [[76, 10, 156, 20], [79.5, 10, 89.5, 20], [80, 10, 99, 20], [20, 10, 20, 30]]
+    sample = sample_of((60, 80), boxes)
+    plain = {"crowd": np.zeros(4, np.bool_), "difficult": np.zeros(4, np.bool_)}
+    rule = BoxRule(min_size=1, min_visible=0.1)
+    assert len(keep_boxes(sample.replace(**plain), sample.boxes_xyxy, rule).labels) == 0
+    ignored = sample.replace(**plain | {flag: np.ones(4, np.bool_)})
+    kept = keep_boxes(ignored, sample.boxes_xyxy, rule)
+    assert kept.boxes_xyxy.tolist() == [
+        [76, 10, 80, 20],
+        [79.5, 10, 80, 20],
+    ]  # nothing left of the third, nothing ever of the fourth
+    assert getattr(kept, flag).all()
     assert_sound(kept)
 
 
