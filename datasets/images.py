@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from effdense.errors import UserError
 from effdense.types import UInt8
@@ -29,6 +31,20 @@ _TAIL_BYTES = 4096
 _END_MARKS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND"}
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SIDEWAYS = (5, 6, 7, 8)
+_EXIF_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MAX_PIXELS = 2**30
+"""OpenCV's own limit."""
+
+_pillow = threading.RLock()
+"""Held while Pillow's settings, which all threads share, are other than the user's."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +153,41 @@ def _sound_bytes(path: Path) -> bytes:
 
 
 def _parse_header(file: BinaryIO, num_bytes: int) -> Header:
-    with Image.open(file) as image:
+    with _opened(file) as image:
         width, height = image.size
         # Pillow would decode a whole PNG to look for a tag behind the pixels.
         has_tags = image.format != "PNG" or "exif" in image.info
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if has_tags else 1
+        orientation = _orientation(image) if has_tags else 1
     return Header((height, width), orientation, num_bytes)
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """Open an image with Pillow, of any size that OpenCV reads.
+
+    Raises:
+        ValueError: it has more pixels than that.
+    """
+    with _pillow, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow refuses orthophotos as attacks
+        try:
+            image = Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    if image.width * image.height > _MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than the limit of 2**30 = {_MAX_PIXELS}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation; 1, upright, where the tags are absent, nonsense or cannot be read."""
+    with _pillow, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        except Exception:  # the tags are a side matter: whatever Pillow trips over in them, the pixels may be sound
+            return 1
+    return orientation if orientation in _EXIF_TURNS else 1
 
 
 def _ends_properly(start: bytes, tail: bytes) -> bool:
@@ -155,7 +200,10 @@ def _ends_properly(start: bytes, tail: bytes) -> bool:
 
 def _decode(data: bytes) -> UInt8:
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:
+        image = None
     if image is None:
         return _decode_with_pillow(data)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
@@ -163,9 +211,11 @@ def _decode(data: bytes) -> UInt8:
 
 def _decode_with_pillow(data: bytes, turn: bool = False) -> UInt8:
     """Decode formats that OpenCV lacks; unlike OpenCV, Pillow raises where an image is cut short."""
-    with Image.open(io.BytesIO(data)) as image:
-        upright = ImageOps.exif_transpose(image) if turn else image
-        return np.array(upright.convert("RGB"), np.uint8)
+    with _opened(io.BytesIO(data)) as image:
+        image.load()  # a TIFF is turned here already, and its tag then gone
+        turned = _EXIF_TURNS.get(_orientation(image)) if turn else None
+        rgb = image.convert("RGB")
+        return np.array(rgb if turned is None else rgb.transpose(turned), np.uint8)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

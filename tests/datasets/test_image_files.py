@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from effdense.datasets.images import read_header, read_rgb
+from effdense.datasets.images import read_header, read_rgb, read_upright
 from effdense.errors import UserError
 
 ORIENTATION = 0x0112
@@ -141,3 +144,87 @@ def test_data_behind_a_sound_image_does_no_harm(suffix: str, tmp_path: Path, wri
     path.write_bytes(path.read_bytes() + bytes(20_000))
     assert read_header(path).size_hw == (40, 60)
     assert np.array_equal(read_rgb(path), before)
+
+
+def _with_exif(path: Path, exif: bytes) -> None:
+    """Put a tag block right behind the start of a JPEG."""
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+
+
+_DAMAGED_EXIF = {
+    "cut": b"Exif\0\0MM",
+    "no-offset": b"Exif\0\0MM\0*",
+    "empty": b"Exif\0\0",
+    "garbage": b"Exif\0\0" + bytes(range(256)),
+    "offset-beyond-the-end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "entries-cut": b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03",
+    "orientation-is-text": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02A\0\0\0\0\0\0\0",
+    "orientation-nine": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("name", _DAMAGED_EXIF)
+def test_damaged_exif_makes_no_sound_image_fatal_and_says_nothing(name: str, tmp_path: Path, write_image) -> None:
+    path = write_image(tmp_path / "x.jpg")
+    before = read_rgb(path)
+    _with_exif(path, _DAMAGED_EXIF[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (read_header(path).size_hw, read_header(path).orientation) == ((40, 60), 1)
+        assert np.array_equal(read_rgb(path, (40, 60)), before)
+        assert np.array_equal(read_upright(path), before)
+        with pytest.raises(UserError, match="60x40 pixels, but its annotation states 40x60"):
+            read_rgb(path, (60, 40))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_every_orientation_is_turned_as_pillow_turns_it(suffix: str, orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    _sideways(path, orientation)
+    with Image.open(path) as image:
+        expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    turned = read_upright(path)
+    assert turned.shape == expected.shape
+    assert np.abs(turned.astype(int) - expected).max() <= 3
+
+
+def _claim(path: Path, width: int, height: int) -> Path:
+    """Write a PNG whose header claims a size, without its pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    return path
+
+
+def test_the_header_of_a_very_large_image_is_read_without_a_word(tmp_path: Path) -> None:
+    path = _claim(tmp_path / "large.png", 32_768, 32_768)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_header(path).size_hw == (32_768, 32_768)
+
+
+@pytest.mark.parametrize("read", [read_header, read_rgb, read_upright])
+def test_more_pixels_than_opencv_reads_are_an_error_that_names_the_limit(read, tmp_path: Path) -> None:
+    path = _claim(tmp_path / "huge.png", 32_768, 32_769)
+    with pytest.raises(
+        UserError, match=r"huge\.png .*32768x32769 pixels are more than the limit of 2\*\*30 = 1073741824"
+    ):
+        read(path)
+
+
+def test_pillow_keeps_the_limit_that_its_user_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.new("L", (60, 40)).save(tmp_path / "x.gif")
+    (tmp_path / "no.gif").write_bytes(b"GIF89a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_header(tmp_path / "x.gif").size_hw == read_rgb(tmp_path / "x.gif").shape[:2] == (40, 60)
+        with pytest.raises(UserError, match=r"no\.gif cannot be read"):
+            read_header(tmp_path / "no.gif")
+    assert Image.MAX_IMAGE_PIXELS == 10
