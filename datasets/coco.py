@@ -94,7 +94,8 @@ def _find_images(annotations: Path, root: Path | None, split: str, index: Detect
     # instances_train2017.json -> train2017
     written = annotations.stem.removeprefix("instances_")
     bases = [base for base in (root, annotations.parent.parent, annotations.parent) if base is not None]
-    names = [written, *SPLIT_NAMES.get(split, (split,)), "images", *(f"images/{s}" for s in (written, split)), "."]
+    aliases = SPLIT_NAMES.get(split, (split,))
+    names = [written, *aliases, "images", *(f"images/{s}" for s in (written, *aliases)), "."]
     if annotations.name == "_annotations.coco.json":
         bases, names = [annotations.parent], [".", "images"]
     folders = list(dict.fromkeys(base / name for base in bases for name in names))
@@ -227,11 +228,7 @@ def _extent(annotation: _Json, where: str) -> list[float]:
     shape = annotation.get("segmentation")
     try:
         if isinstance(shape, dict):
-            from pycocotools import mask
-
-            height, width = shape["size"]
-            packed = mask.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
-            return [float(value) for value in mask.toBbox(packed)]
+            return _extent_of_runs(shape)
         if isinstance(shape, list) and any(shape):
             points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in shape])
             low, high = points.min(axis=0), points.max(axis=0)
@@ -239,6 +236,17 @@ def _extent(annotation: _Json, where: str) -> list[float]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: no bbox, and its segmentation cannot be read ({error})") from error
     raise UserError(f"{where}: neither bbox nor segmentation")
+
+
+def _extent_of_runs(shape: _Json) -> list[float]:
+    from pycocotools import mask
+
+    height, width = shape["size"]
+    try:
+        packed = mask.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
+        return [float(value) for value in mask.toBbox(packed)]
+    except Exception as error:  # pycocotools raises plain Exception, and whatever its Cython comes upon
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _classes(categories: list[_Json], used: Int64, path: Path) -> tuple[dict[int, str], tuple[str, ...]]:

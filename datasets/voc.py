@@ -83,14 +83,25 @@ def _find_folders(root: Path) -> _Folders:
     bases = [root, *sorted(root.glob("VOCdevkit/VOC20*"), reverse=True), *sorted(root.glob("VOC20*"), reverse=True)]
     for base in bases:
         for name in ("Annotations", "annotations"):
-            if (base / name).is_dir() and next((base / name).rglob("*.xml"), None):
+            if (base / name).is_dir() and _annotation_paths(base / name):
                 images = [base / folder for folder in ("JPEGImages", "images", "Images") if (base / folder).is_dir()]
                 return _Folders(base, base / name, images[0] if images else base / name)
-    if next(root.glob("*.xml"), None) or any(next(root.glob(f"{s}/*.xml"), None) for s in _all_split_names()):
+    if any(_annotation_paths(root, f"{folder}*.xml") for folder in ("", *(f"{s}/" for s in _all_split_names()))):
         return _Folders(root, root, root)
     raise UserError(
         f"{root} does not look like Pascal VOC: looked for Annotations/*.xml in it, in VOC2012 and in "
         f"VOCdevkit/VOC2012, and for *.xml beside images in it and in train, valid, test. {what_is_there(root)}"
+    )
+
+
+def _annotation_paths(folder: Path, pattern: str = "**/*.xml") -> list[str]:
+    """Return the XML files of a folder, relative to it and sorted, but for what tools leave behind.
+
+    That is what a name with a leading dot hides (``._a.xml`` of macOS, ``.ipynb_checkpoints``), and ``__MACOSX``.
+    """
+    paths = (path.relative_to(folder) for path in folder.glob(pattern))
+    return sorted(
+        path.as_posix() for path in paths if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     )
 
 
@@ -100,7 +111,7 @@ def _all_split_names() -> list[str]:
 
 def _open_whole(folders: _Folders) -> tuple[DetectionIndex, tuple[str, ...]]:
     """Read every annotation under the root, so that classes and the counting of pixels do not depend on the split."""
-    paths = sorted(path.relative_to(folders.annotations).as_posix() for path in folders.annotations.rglob("*.xml"))
+    paths = _annotation_paths(folders.annotations)
     stats = [(folders.annotations / path).stat() for path in paths]
     classes_file = folders.root / "classes.txt"
     stamp = classes_file.stat().st_mtime_ns if classes_file.is_file() else 0

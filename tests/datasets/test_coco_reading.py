@@ -22,6 +22,8 @@ LAYOUTS = {
     "exported-val": ("val/_annotations.coco.json", "val", "val"),
     "one-images-folder": ("annotations/instances_train.json", "images", "train"),
     "images-by-split": ("annotations/instances_train.json", "images/train", "train"),
+    "images-by-split-valid": ("annotations/instances_val.json", "images/valid", "val"),
+    "images-by-split-validation": ("annotations/instances_valid.json", "images/validation", "val"),
     "plain-name": ("annotations/train.json", "train", "train"),
     "all-in-the-root": ("train.json", ".", "train"),
 }
@@ -103,6 +105,20 @@ def test_boxes_come_from_bbox_or_else_from_the_shape(annotation, bbox, area, coc
     assert index.difficult.tolist() == [bool(annotation.get("ignore"))]
 
 
+def test_a_plain_exception_of_pycocotools_is_an_error_that_names_the_annotation(
+    coco_root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pycocotools import mask
+
+    def refuse(*_: Any) -> None:
+        raise Exception("input type is not supported.")
+
+    monkeypatch.setattr(mask, "frPyObjects", refuse)
+    shape = {"size": [40, 60], "counts": [1, 2]}
+    with pytest.raises(UserError, match=r"annotation id 5: no bbox, and its .*input type is not supported"):
+        open_coco(coco_root(annotations=[{"id": 5, "image_id": 7, "category_id": 3, "segmentation": shape}]), "train")
+
+
 @pytest.mark.parametrize("part", ["annotations", "images"])
 def test_empty_lists_open_as_nothing(part: str, coco_root) -> None:
     index = open_coco(coco_root(**({"annotations": []} | {part: []})), "train")
@@ -142,6 +158,16 @@ def _annotation(**changes: Any) -> dict[str, Any]:
         pytest.param(_annotation(bbox=[1, 2, None, 4]), r"annotation id 5: bbox must be four numbers", id="null"),
         pytest.param(_annotation(bbox=...), r"annotation id 5: neither bbox nor segmentation", id="no-box"),
         pytest.param(_annotation(bbox=..., segmentation=[[1, 2, 3]]), r"annotation id 5: no bbox, and its", id="odd"),
+        pytest.param(
+            _annotation(bbox=..., segmentation={"size": [40, 60], "counts": 3}),
+            r"annotation id 5: no bbox, and its",
+            id="runs-are-a-number",
+        ),
+        pytest.param(
+            _annotation(bbox=..., segmentation={"size": [40, 60], "counts": ["x"]}),
+            r"annotation id 5: no bbox, and its",
+            id="runs-are-text",
+        ),
         pytest.param(_annotation(image_id=8), r"annotation id 5 \(image id 8\)", id="stray"),
         pytest.param(_annotation(image_id=...), r"annotation id 5 .*at fault: 'image_id'", id="no-image"),
         pytest.param(_annotation(category_id="ant"), r"annotation id 5 .*ant", id="category-name"),

@@ -46,6 +46,27 @@ def test_xml_beside_images_will_do(folders: str, tmp_path: Path, write_voc) -> N
     assert index.sample(0).image.shape == (40, 60, 3)
 
 
+@pytest.mark.parametrize("litter", ["._x.xml", ".ipynb_checkpoints/x.xml", "__MACOSX/x.xml", "__MACOSX/sub/._x.xml"])
+@pytest.mark.parametrize("split", ["train", "trainval"])
+def test_what_tools_leave_behind_is_no_annotation(litter: str, split: str, tmp_path: Path, write_voc) -> None:
+    write_voc({"x": [("cat", BOX)]}, {"train": ["x"]} if split == "train" else None)
+    path = tmp_path / "Annotations" / litter
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x00\x05\x16\x07 Mac OS X")
+    assert open_voc(tmp_path, split).image_names == ["x"]
+
+
+def test_nothing_but_what_tools_leave_behind_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "._x.xml").write_bytes(b"\x00\x05\x16\x07")
+    with pytest.raises(UserError, match="does not look like Pascal VOC"):
+        open_voc(tmp_path, "train")
+
+
+def test_a_root_inside_a_hidden_folder_is_read(tmp_path: Path, write_voc) -> None:
+    root = write_voc({"x": [("cat", BOX)]}, {"train": ["x"]}, root=tmp_path / ".cache" / "voc")
+    assert open_voc(root, "train").image_names == ["x"]
+
+
 @pytest.mark.parametrize(
     ("corners", "expected"),
     [
