@@ -70,6 +70,7 @@ def create_efficientdet(
             is the whole detector's, as published; else a file of either.
         replace_head: leave the class head's last layer untrained where the weights are for other classes.
         class_names: what the classes are called; a file that says other names is refused without ``replace_head``.
+            Of published weights the rows of these names are used, where all are among COCO's.
         offline: never look for weights on the network.
         overrides: constants of EfficientDetSpec to replace, for example ``image_size=640``.
 
@@ -87,7 +88,7 @@ def create_efficientdet(
         raise UserError(f"{weights} holds a backbone's weights, but the backbone handed in has its own already")
     model = _assemble(spec, num_classes, backbone)
     if weights == "coco":
-        load_coco(model, spec, replace_head=replace_head, offline=offline)
+        load_coco(model, spec, replace_head=replace_head, class_names=class_names, offline=offline)
     elif file is not None and whole:
         load_detector(model, file, spec, replace_head=replace_head, class_names=class_names)
     return model

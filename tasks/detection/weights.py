@@ -22,6 +22,7 @@ from effdense.backbones.registry import resolve_backbone
 from effdense.backbones.sources import PROBE_SECONDS, why_unreachable
 from effdense.backbones.weights import load_complete, read_state
 from effdense.errors import UserError, nearest
+from effdense.tasks.detection.coco_names import COCO_ROWS, coco_id
 from effdense.tasks.detection.specs import SPECS, EfficientDetSpec
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def load_detector(
 ) -> None:
     """Load a whole detector, and set the mean and std that it was trained with.
 
+    Of a published file, which knows COCO's classes, those rows of the class head are taken that ``class_names`` names.
+
     Args:
         model: what to fill.
         file: weights by effdet's or our names.
@@ -116,7 +119,10 @@ def load_detector(
             was not asked for.
     """
     state = from_effdet(file.state) if file.is_effdet else dict(file.state)
-    difference = _class_difference(model, file, state, spec, class_names)
+    if class_names is not None and _is_published(file, state, spec):
+        difference = _choose_coco_rows(state, file, spec, class_names)
+    else:
+        difference = _class_difference(model, file, state, spec, class_names)
     if difference and not replace_head:
         raise UserError(
             f"{difference}; ask for a new head (--replace-head) to keep all but the last layer of the class head"
@@ -132,6 +138,31 @@ def load_detector(
     if statistics is not None:
         model.backbone.set_statistics(*statistics)
     model.backbone.weights_source = f"{file.source} (whole detector)"
+
+
+def _is_published(file: DetectorFile, state: Mapping[str, Tensor], spec: EfficientDetSpec) -> bool:
+    """Whether this is the file that was published for the configuration, by its name, with its head for COCO."""
+    bias = state.get(f"{CLASS_OUTPUT}bias")
+    if bias is None or len(bias) != spec.anchors_per_cell * COCO_ROWS or spec.name not in SPECS:
+        return False
+    return Path(file.source).name == _published_url(spec.name).rpartition("/")[2]
+
+
+def _choose_coco_rows(
+    state: dict[str, Tensor], file: DetectorFile, spec: EfficientDetSpec, class_names: Sequence[str]
+) -> str:
+    """Reduce the class head in ``state`` to the rows of these classes; or say which class is none of COCO's."""
+    rows = []
+    for number, name in enumerate(class_names):
+        category_id = coco_id(name)
+        if category_id is None:
+            return f"class {number}, {name!r}, is none of COCO's, for which weights from {file.source} are"
+        rows.append(category_id - 1)
+    for key in (f"{CLASS_OUTPUT}weight", f"{CLASS_OUTPUT}bias"):
+        by_anchor = state[key].unflatten(0, (spec.anchors_per_cell, COCO_ROWS))
+        state[key] = by_anchor[:, rows].flatten(0, 1).contiguous()
+    _LOG.info("%d of the %d rows of the class head in %s are used, by name", len(rows), COCO_ROWS, file.source)
+    return ""
 
 
 def _class_difference(
@@ -156,7 +187,12 @@ def _class_difference(
 
 
 def load_coco(
-    model: EfficientDet, spec: EfficientDetSpec, *, replace_head: bool = False, offline: bool = False
+    model: EfficientDet,
+    spec: EfficientDetSpec,
+    *,
+    replace_head: bool = False,
+    class_names: Sequence[str] | None = None,
+    offline: bool = False,
 ) -> None:
     """Load the published weights, trained on COCO's 90 category ids, from torch's cache or effdet's release page.
 
@@ -164,6 +200,7 @@ def load_coco(
         model: what to fill.
         spec: the configuration; its name says which weights.
         replace_head: as for ``load_detector``.
+        class_names: what the model's classes are called, if known; where each is one of COCO's, their rows are taken.
         offline: do not ask the network.
 
     Raises:
@@ -179,7 +216,7 @@ def load_coco(
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.is_file():
         _download(url, path, offline)
-    load_detector(model, read_weights(path), spec, replace_head=replace_head)
+    load_detector(model, read_weights(path), spec, replace_head=replace_head, class_names=class_names)
 
 
 def from_effdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from effdense.datasets.voc import VOC_CLASSES
 from effdense.errors import UserError
 from effdense.tasks.detection import weights as module
+from effdense.tasks.detection.coco_names import COCO_NAMES, VOC_SPELLINGS, coco_id
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
 from effdense.tasks.detection.predict import Detector
-from effdense.tasks.detection.weights import CLASS_OUTPUT, read_weights
+from effdense.tasks.detection.weights import CLASS_OUTPUT, from_effdet, read_weights
 
 SMALL = {"channels": 16, "bifpn_repeats": 1, "head_repeats": 1}
 
@@ -175,3 +180,103 @@ def test_a_file_may_be_called_like_a_word(saved: tuple[EfficientDet, Path], monk
 def test_coco_weights_exist_only_for_published_configurations() -> None:
     with pytest.raises(UserError, match="no COCO weights were published"):
         create_efficientdet("auto", 90, backbone="edge_s", weights="coco")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[EfficientDet, Path]:
+    """The full model of 90 rows, and torch's folder with its weights by effdet's names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import effdet
+    config = effdet.get_efficientdet_config("tf_efficientdet_lite0")
+    theirs = effdet.EfficientDet(config, pretrained_backbone=False).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for name in ("weight", "bias"):
+        theirs[f"class_net.predict.conv_pw.{name}"].normal_(0, 0.5, generator=generator)
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "checkpoints").mkdir()
+    path = folder / "checkpoints" / "lite0-0123abcd.pth"
+    torch.save(theirs, path)
+    full = create_efficientdet("lite0", 90)
+    full.load_state_dict(from_effdet(theirs), strict=False)
+    return full.eval(), path
+
+
+@pytest.fixture
+def lite0_for(published: tuple[EfficientDet, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., EfficientDet]:
+    """Make a detector with the published weights for classes of these names."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(published[1].parents[1]))
+    monkeypatch.setattr(module, "_published_url", lambda name: f"http://127.0.0.1:9/{name}-0123abcd.pth")
+
+    def make(names: Sequence[str], weights: str = "coco", **arguments: Any) -> EfficientDet:
+        return create_efficientdet(
+            "lite0", len(names), weights=weights, class_names=names, offline=True, **arguments
+        ).eval()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        pytest.param(list(COCO_NAMES.values()), list(COCO_NAMES), id="coco"),
+        pytest.param(
+            list(VOC_CLASSES), [5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72], id="voc"
+        ),
+        pytest.param(["Toothbrush", "DOG", "person"], [90, 18, 1], id="another-order"),
+        pytest.param(["person"], [1], id="single"),
+    ],
+)
+@pytest.mark.parametrize("by", ["word", "file"])
+def test_a_published_head_gives_classes_of_cocos_names_its_own_logits(
+    by: str,
+    names: list[str],
+    ids: list[int],
+    published: tuple[EfficientDet, Path],
+    lite0_for: Callable[..., EfficientDet],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    full, path = published
+    with caplog.at_level(logging.INFO, "effdense"):
+        model = lite0_for(names, "coco" if by == "word" else str(path))
+    assert f"{len(ids)} of the 90 rows of the class head in {path}" in caplog.text
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 255
+    with torch.no_grad():
+        logits, codes = model(images)
+        all_logits, all_codes = full(images)
+    assert all_logits.std(2).mean() > 0.01  # rows that can be told apart
+    torch.testing.assert_close(logits, all_logits[..., [i - 1 for i in ids]], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(codes, all_codes)
+
+
+@pytest.mark.parametrize("names", [["person", "wbc"], [f"c{i}" for i in range(90)]], ids=["one", "of-the-same-number"])
+def test_a_published_head_is_refused_for_a_class_that_coco_lacks(
+    names: list[str], lite0_for: Callable[..., EfficientDet], published: tuple[EfficientDet, Path]
+) -> None:
+    wrong = next(name for name in names if name != "person")
+    with pytest.raises(UserError, match=rf"'{wrong}', is none of COCO's.*--replace-head"):
+        lite0_for(names)
+    fresh, full = lite0_for(names, replace_head=True).state_dict(), published[0].state_dict()
+    assert torch.equal(fresh["neck.extra.0.0.weight"], full["neck.extra.0.0.weight"])
+    assert fresh[f"{CLASS_OUTPUT}bias"].unique().numel() == 1
+
+
+def test_other_weights_for_90_classes_are_not_taken_for_cocos(
+    published: tuple[EfficientDet, Path], lite0_for: Callable[..., EfficientDet], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.pth"
+    own.write_bytes(published[1].read_bytes())
+    assert lite0_for([f"c{i}" for i in range(90)], str(own)).num_classes == 90
+    with pytest.raises(UserError, match="for 90 classes, the model has 1"):
+        lite0_for(["person"], str(own))
+
+
+def test_the_80_names_stand_at_the_ids_of_coco_and_all_of_vocs_are_among_them() -> None:
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    listed = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    assert {i: name for i, name in enumerate(listed) if name not in ("__background__", "N/A")} == COCO_NAMES
+    assert len(COCO_NAMES) == 80
+    assert all(coco_id(name) for name in VOC_CLASSES)
+    assert set(VOC_SPELLINGS) <= set(VOC_CLASSES)
+    assert coco_id("N/A") is None
