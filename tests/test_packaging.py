@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -43,6 +45,36 @@ def test_the_version_stands_alike_in_the_project_and_the_package() -> None:
     assert project["version"] == effdense.__version__
     assert importlib.metadata.version("effdense") == effdense.__version__
     assert project["requires-python"] == ">=3.10"
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def distribution(requirement: str) -> str:
+    """The name in a requirement or of a distribution, in its normal form (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {distribution(requirement) for requirement in project["dependencies"]}
+    providers = importlib.metadata.packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in (ROOT / "effdense", *(ROOT / link for link in LINKS))
+        for path in folder.rglob("*.py")
+        for name in imported(path) - set(sys.stdlib_module_names) - {"effdense"}
+        if not declared & {distribution(provider) for provider in providers.get(name, [name])}
+    }
+    assert not undeclared
 
 
 def test_the_licence_is_the_apache_text() -> None:

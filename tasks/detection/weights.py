@@ -159,8 +159,9 @@ def _choose_coco_rows(
             return f"class {number}, {name!r}, is none of COCO's, for which weights from {file.source} are"
         rows.append(category_id - 1)
     for key in (f"{CLASS_OUTPUT}weight", f"{CLASS_OUTPUT}bias"):
-        by_anchor = state[key].unflatten(0, (spec.anchors_per_cell, COCO_ROWS))
-        state[key] = by_anchor[:, rows].flatten(0, 1).contiguous()
+        shape = state[key].shape[1:]
+        by_anchor = state[key].reshape(spec.anchors_per_cell, COCO_ROWS, *shape)
+        state[key] = by_anchor[:, rows].reshape(-1, *shape)
     _LOG.info("%d of the %d rows of the class head in %s are used, by name", len(rows), COCO_ROWS, file.source)
     return ""
 
