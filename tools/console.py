@@ -28,8 +28,9 @@ def show_log() -> None:
     logger = logging.getLogger("effdense")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(_Handler())
+    for handler in [one for one in logger.handlers if isinstance(one, _Handler)]:
+        logger.removeHandler(handler)  # it may write to a stderr that was replaced since
+    logger.addHandler(_Handler())
 
 
 def show_training_result(best: Path) -> None:

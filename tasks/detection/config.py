@@ -77,7 +77,7 @@ class DetectionConfig:
     """auto (ImageNet's if they can be had, else random and said), imagenet (or an error), coco (a detector's), none, or
     a file."""
     replace_head: bool = False
-    """With --weights FILE or coco: start the class head afresh where the file's has another number of classes."""
+    """With --weights FILE or coco: start the class head afresh where the file's is for other classes."""
     image_size: int | None = None
     """Side of the square that images are fitted into, in pixels; by default the architecture's (demo: 128)."""
     bifpn_channels: int | None = None
