@@ -50,6 +50,8 @@ def show_scores(scores: Scores) -> None:
     from effdense.tasks.detection.metrics.report import per_class_table, summary_table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file or a pipe has no edge to wrap at
     console.print(per_class_table(scores.coco, scores.voc))
     console.print(summary_table(scores.coco))
     if scores.voc is not None:
