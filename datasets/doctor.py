@@ -63,9 +63,10 @@ class Report:
 
     def raise_errors(self) -> None:
         """Raise UserError with the first ten errors, if there are any."""
-        if self.errors:
-            more = [f"and {len(self.errors) - _SHOWN} more errors"] if len(self.errors) > _SHOWN else []
-            raise UserError("\n".join([*self.errors[:_SHOWN], *more]))
+        errors = list(dict.fromkeys(self.errors))  # two splits of the same files have the same faults
+        if errors:
+            more = [f"and {len(errors) - _SHOWN} more errors"] if len(errors) > _SHOWN else []
+            raise UserError("\n".join([*errors[:_SHOWN], *more]))
 
 
 def examine(splits: Mapping[str, DetectionIndex], *, skip_broken: bool = False) -> Report:

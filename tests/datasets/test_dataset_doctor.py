@@ -298,3 +298,9 @@ def test_what_was_handed_in_stays_as_it_was(coco_root) -> None:
     examine({"train": index})
     assert np.array_equal(index.boxes_xyxy, before)
     assert index.num_boxes == 2
+
+
+def test_a_fault_that_two_splits_share_is_said_once() -> None:
+    with pytest.raises(UserError) as error:
+        Report(errors=["a.jpg is broken", "a.jpg is broken", "b.jpg is broken"]).raise_errors()
+    assert str(error.value) == "a.jpg is broken\nb.jpg is broken"
