@@ -10,6 +10,7 @@ from effdense.transforms.albumentation import Albumentation
 from effdense.transforms.base import BoxRule, Compose, Transform, keep_boxes, mean_fill
 from effdense.transforms.geometry import Flip, Pad, RandomScaleCrop, Resize, resized_size
 from effdense.transforms.photometric import Photometric
+from effdense.transforms.pipelines import eval_transform, train_transform
 from effdense.transforms.randaugment import RANDAUGMENT_OPERATIONS, RandAugment
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "RandomScaleCrop",
     "Resize",
     "Transform",
+    "eval_transform",
     "keep_boxes",
     "mean_fill",
     "resized_size",
+    "train_transform",
 ]

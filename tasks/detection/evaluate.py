@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 
 from effdense.datasets.index import DetectionIndex
+from effdense.datasets.loading import eval_loader
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
 from effdense.tasks.detection.metrics.tables import DetectionTable
-from effdense.tasks.detection.pipeline import eval_loader
 from effdense.tasks.detection.predict import Detector
 
 

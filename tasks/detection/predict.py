@@ -15,11 +15,10 @@ from effdense.datasets.collate import collate
 from effdense.datasets.images import read_upright
 from effdense.errors import UserError
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
-from effdense.tasks.detection.pipeline import eval_transform
 from effdense.tasks.detection.postprocess import postprocess
 from effdense.tasks.detection.specs import spec_from_dict
 from effdense.training.checkpoint import read_header, read_tensors, save_model
-from effdense.transforms import mean_fill
+from effdense.transforms import eval_transform, mean_fill
 from effdense.types import Batch, Detections, Sample, UInt8
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ import torch
 
 from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
+from effdense.datasets.loading import BatchLoader, train_loader
 from effdense.datasets.opening import match_classes, open_dataset
 from effdense.errors import UserError
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.model import EfficientDet, choose_spec, create_efficientdet
-from effdense.tasks.detection.pipeline import BatchLoader, train_loader, train_transform
 from effdense.tasks.detection.predict import Detector, Selection
 from effdense.tasks.detection.specs import EfficientDetSpec
 from effdense.training.device import choose_device
-from effdense.transforms import mean_fill
+from effdense.transforms import mean_fill, train_transform
 
 log = logging.getLogger(__name__)
 

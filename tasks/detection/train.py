@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from effdense.config import to_mapping, to_yaml
+from effdense.datasets.loading import BatchLoader
 from effdense.errors import UserError
 from effdense.files import write_atomically
 from effdense.tasks.detection.assign import assign
@@ -19,7 +20,6 @@ from effdense.tasks.detection.evaluate import Evaluation, evaluate
 from effdense.tasks.detection.loss import DetectionLoss
 from effdense.tasks.detection.metrics.coco_metrics import jsonable
 from effdense.tasks.detection.model import EfficientDet
-from effdense.tasks.detection.pipeline import BatchLoader
 from effdense.tasks.detection.plots import plot_training, save_figure
 from effdense.tasks.detection.predict import Detector
 from effdense.tasks.detection.setup import Data, build_detector, check_batches, open_data, origin_of, training_loader

@@ -1,4 +1,4 @@
-"""The detection pipeline: what is drawn depends on seed, epoch and image alone; errors and order survive workers."""
+"""Loading and augmenting: what is drawn depends on seed, epoch and image alone; errors and order survive workers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from effdense.datasets.loading import BatchLoader, EpochSampler, SampleData, eval_loader, train_loader
 from effdense.errors import UserError
-from effdense.tasks.detection.pipeline import (
-    BatchLoader,
-    DetectionData,
-    EpochSampler,
-    eval_loader,
-    eval_transform,
-    train_loader,
-    train_transform,
-)
+from effdense.transforms import eval_transform, train_transform
 from effdense.types import Batch, Sample
 
 FILL = (124, 116, 104)
@@ -233,7 +226,7 @@ def test_scale_one_without_flips_is_the_geometry_of_evaluation() -> None:
 
 
 def test_augmented_samples_are_sound_over_many_draws() -> None:
-    data = DetectionData(FakeIndex(8), FULL, seed=2)
+    data = SampleData(FakeIndex(8), FULL, seed=2)
     for epoch in range(10):
         for position in range(8):
             sample = data[epoch, position]
@@ -255,7 +248,7 @@ def test_augmented_samples_are_sound_over_many_draws() -> None:
 def test_the_rules_for_boxes_reach_every_step_that_moves_them(moving: dict[str, Any]) -> None:
     def boxes_left(**rules: float) -> int:
         transform = train_transform(image_size_hw=(48, 48), fill=FILL, randaugment_magnitude=9, **moving, **rules)
-        data = DetectionData(FakeIndex(4), transform)
+        data = SampleData(FakeIndex(4), transform)
         return sum(len(data[epoch, 3].labels) for epoch in range(30))
 
     assert boxes_left(min_visible=1.0) < boxes_left(min_visible=0.5) < boxes_left(min_visible=0.0)
@@ -266,7 +259,7 @@ def test_colours_of_the_padding_are_never_augmented() -> None:
     shrink = train_transform(
         image_size_hw=(64, 64), fill=FILL, scale=(0.3, 0.3), photometric=1.0, randaugment_ops=3, randaugment_magnitude=9
     )
-    data = DetectionData(FakeIndex(4), shrink)
+    data = SampleData(FakeIndex(4), shrink)
     for epoch in range(10):
         sample = data[epoch, 1]
         height, width = sample.resized_size_hw
@@ -318,7 +311,7 @@ def test_workers_end_at_once_after_an_error() -> None:
 
 
 def test_a_data_set_can_be_sent_to_a_worker_that_is_not_forked() -> None:
-    data = DetectionData(FakeIndex(4), FULL, seed=1)
+    data = SampleData(FakeIndex(4), FULL, seed=1)
     copy = pickle.loads(pickle.dumps(data))
     np.testing.assert_array_equal(copy[2, 3].image, data[2, 3].image)
 

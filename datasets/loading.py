@@ -1,4 +1,4 @@
-"""From an index of labelled images to batches: the transforms of training and evaluation, the sampler, the loaders.
+"""From an index of labelled images to batches: samples by epoch and position, the sampler, the loaders.
 
 What is drawn for an image is a function of the seed, the epoch and the position of the image in its index, and of
 nothing else: not of the worker that happens to load it, of how many there are, of the batch size, or of what was drawn
@@ -20,25 +20,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from effdense.datasets.collate import collate
 from effdense.errors import UserError
-from effdense.transforms import (
-    BoxRule,
-    Compose,
-    Flip,
-    Pad,
-    Photometric,
-    RandAugment,
-    RandomScaleCrop,
-    Resize,
-    Transform,
-)
-from effdense.transforms.base import check_share
+from effdense.transforms import Transform
 from effdense.types import Batch, Sample
 
 Key = tuple[int, int]
 """An epoch and the position of an image in its index."""
 
 _ORDER, _IMAGE = 1, 2
-_FULL_PHOTOMETRIC = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.04}
 
 
 class SampleSource(Protocol):
@@ -47,66 +35,11 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, position: int, /) -> Sample:
-        """Read the image at a position, with its boxes."""
+        """Read the image at a position, with its labels."""
         ...
 
 
-def train_transform(
-    *,
-    image_size_hw: Sequence[int],
-    fill: Sequence[int],
-    scale: tuple[float, float] = (0.1, 2.0),
-    hflip: float = 0.5,
-    vflip: float = 0.0,
-    photometric: float = 0.0,
-    randaugment_ops: int = 0,
-    randaugment_magnitude: float = 5.0,
-    min_visible: float = 0.1,
-    min_box_size: float = 1.0,
-) -> Transform:
-    """Return the augmentation of training, up to the padded image.
-
-    Colours are changed after the crop, when the image is smallest, and before padding, so that the padding keeps
-    exactly the colour that evaluation pads with.
-
-    Args:
-        image_size_hw: size of the padded image, in pixels.
-        fill: colour of the padding, RGB in 0..255 (``mean_fill`` of the backbone's mean).
-        scale: range of the scale jitter, as multiples of the image size; (1, 1) is evaluation's resize.
-        hflip: probability of a horizontal flip.
-        vflip: probability of a vertical flip.
-        photometric: strength 0..1 of random brightness, contrast, saturation (each +- 40 % at 1) and hue (+- 4 % of the
-            colour circle at 1), given to four images in five; 0 leaves it out.
-        randaugment_ops: RandAugment operations per image; 0 leaves it out.
-        randaugment_magnitude: their strength, 0..10.
-        min_visible: share of a box's area that must survive a crop or a warp, or the box is dropped.
-        min_box_size: least width and height of a box after a crop or a warp, in pixels, or the box is dropped.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    rule = BoxRule(min_size=min_box_size, min_visible=min_visible)
-    check_share("photometric", photometric)
-    steps: list[Transform] = [RandomScaleCrop(image_size_hw, scale, rule), Flip(hflip, vflip)]
-    if photometric > 0:
-        steps.append(Photometric(**{name: photometric * full for name, full in _FULL_PHOTOMETRIC.items()}))
-    if randaugment_ops != 0:
-        steps.append(RandAugment(randaugment_ops, randaugment_magnitude, fill, boxes=rule))
-    return Compose((*steps, Pad(image_size_hw, fill)))
-
-
-def eval_transform(image_size_hw: Sequence[int], fill: Sequence[int]) -> Transform:
-    """Return the geometry of evaluation and prediction: resize with the aspect kept, pad at the bottom and the right.
-
-    Every box is kept, and scaled only.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    return Compose((Resize(image_size_hw), Pad(image_size_hw, fill)))
-
-
-class DetectionData(Dataset[Sample]):
+class SampleData(Dataset[Sample]):
     """Transformed samples of an index, addressed by (epoch, position)."""
 
     def __init__(self, index: SampleSource, transform: Transform, seed: int = 0) -> None:
@@ -210,7 +143,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        data: DetectionData,
+        data: SampleData,
         sampler: EpochSampler,
         *,
         batch_size: int,
@@ -298,7 +231,7 @@ def train_loader(
 
     Args:
         index: the images.
-        transform: from ``train_transform``.
+        transform: augments each sample, all to one size.
         batch_size: images per batch and process.
         workers: worker processes; 0 loads in this one, with the same result.
         seed: decides order and augmentation of every epoch.
@@ -310,7 +243,7 @@ def train_loader(
         UserError: an empty index, or a value out of range.
     """
     sampler = EpochSampler(len(index), seed=seed, shuffle=True, rank=rank, world_size=world_size)
-    data = DetectionData(index, transform, seed)
+    data = SampleData(index, transform, seed)
     drop_last = len(sampler) >= batch_size
     return BatchLoader(data, sampler, batch_size=batch_size, workers=workers, device=device, drop_last=drop_last)
 
@@ -329,7 +262,7 @@ def eval_loader(
 
     Args:
         index: the images.
-        transform: from ``eval_transform``.
+        transform: brings each sample to one size.
         batch_size: images per batch and process.
         workers: worker processes; 0 loads in this one.
         device: where the batches will go; for a CUDA device they come in page-locked memory.
@@ -340,7 +273,7 @@ def eval_loader(
         UserError: an empty index, or a value out of range.
     """
     sampler = EpochSampler(len(index), shuffle=False, rank=rank, world_size=world_size, equal_length=False)
-    data = DetectionData(index, transform)
+    data = SampleData(index, transform)
     return BatchLoader(data, sampler, batch_size=batch_size, workers=workers, device=device, drop_last=False)
 
 
@@ -354,7 +287,7 @@ def init_worker(worker: int) -> None:
 class _Batches:
     """The data set that PyTorch's loader sees: whole batches, or the error that kept one from being made."""
 
-    def __init__(self, data: DetectionData) -> None:
+    def __init__(self, data: SampleData) -> None:
         self.data = data
 
     def __len__(self) -> int:
