@@ -35,3 +35,8 @@ def what_is_there(folder: Path) -> str:
     entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
     more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
     return f"Found there: {', '.join(entries[:_SHOWN]) or 'nothing'}{more}."
+
+
+def default_root(name: str) -> Path:
+    """Return the folder in which a data set is looked for, and put by --download, where none is named."""
+    return Path("data") / name

@@ -109,7 +109,6 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def state_bytes(model: torch.nn.Module, copies: int) -> int:
-    """Estimate the bytes of ``copies`` copies of a model's state."""
-    total: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return copies * total
+def state_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes of a model's state."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

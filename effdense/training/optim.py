@@ -13,6 +13,8 @@ from effdense.errors import UserError
 IMAGES_PER_LR = 64
 """The batch that a stated learning rate belongs to."""
 
+POLY_POWER = 0.9
+
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -88,19 +90,27 @@ def build_optimizer(
     raise UserError(f"optimizer is {name!r}, expected adamw or sgd")
 
 
-def warmup_cosine(step: int, *, steps: int, warmup_steps: int, final: float = 0.0) -> float:
-    """Return the factor on the learning rate at a step: linear warm-up, then half a cosine (arXiv 1608.03983, Eq. 5).
+def schedule_factor(schedule: str, step: int, *, steps: int, warmup_steps: int) -> float:
+    """Return the factor on the learning rate at a step: linear warm-up, then down to 0.
 
     Args:
+        schedule: ``cosine``, half a cosine (arXiv 1608.03983, Eq. 5), or ``poly``, (1 - t) to the power of 0.9
+            (DeepLab, arXiv 1606.00915, section 4.1).
         step: 0-based optimizer step.
         steps: of the whole run.
         warmup_steps: over which the factor rises to 1.
-        final: the factor at the end.
+
+    Raises:
+        UserError: the schedule is unknown.
     """
+    if schedule not in ("cosine", "poly"):
+        raise UserError(f"schedule is {schedule!r}, expected cosine or poly")
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "poly":
+        return float((1 - progress) ** POLY_POWER)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -169,5 +169,5 @@ def test_a_run_that_will_not_fit_is_refused_before_it_begins(tmp_path: Path) -> 
 
 
 def test_the_size_of_a_state_counts_every_tensor() -> None:
-    assert state_bytes(nn.Linear(10, 5), copies=3) == 3 * 4 * (50 + 5)
+    assert state_bytes(nn.Linear(10, 5)) == 4 * (50 + 5)
     assert checkpoint.FORMAT == 1

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from effdense.errors import UserError
-from effdense.training.optim import build_optimizer, parameter_groups, scale_lr, set_lr, warmup_cosine
+from effdense.training.optim import build_optimizer, parameter_groups, scale_lr, schedule_factor, set_lr
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_the_learning_rate_is_scaled_to_the_images_of_a_step(images: int, optimi
 
 
 def test_warm_up_rises_to_one_and_the_cosine_falls_to_the_end() -> None:
-    factors = [warmup_cosine(step, steps=100, warmup_steps=10) for step in range(100)]
+    factors = [schedule_factor("cosine", step, steps=100, warmup_steps=10) for step in range(100)]
     assert factors[:10] == sorted(factors[:10])
     assert factors[0] == pytest.approx(1 / 11)
     assert factors[10] == 1.0
@@ -34,7 +34,7 @@ def test_warm_up_rises_to_one_and_the_cosine_falls_to_the_end() -> None:
 
 
 def test_a_run_without_warm_up_begins_at_the_full_rate() -> None:
-    assert warmup_cosine(0, steps=1, warmup_steps=0) == 1.0
+    assert schedule_factor("cosine", 0, steps=1, warmup_steps=0) == 1.0
 
 
 def _network() -> nn.Module:
@@ -90,3 +90,15 @@ def test_frozen_parameters_are_left_out_and_all_frozen_is_an_error() -> None:
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(UserError, match="expected adamw or sgd"):
         build_optimizer("adam", parameter_groups(_network(), weight_decay=0.0), lr=1.0)
+
+
+def test_poly_falls_faster_at_first_and_ends_at_nothing() -> None:
+    factors = [schedule_factor("poly", step, steps=100, warmup_steps=10) for step in range(101)]
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5**0.9)
+    assert factors[100] == 0.0
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(UserError, match="expected cosine or poly"):
+        schedule_factor("linear", 0, steps=1, warmup_steps=0)
