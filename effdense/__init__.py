@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from effdense.types import Batch as Batch
     from effdense.types import Detections as Detections
     from effdense.types import Sample as Sample
+    from effdense.types import Segmentation as Segmentation
 
 _WHERE = {
     "Batch": "effdense.types",
     "Detections": "effdense.types",
     "Sample": "effdense.types",
+    "Segmentation": "effdense.types",
     "compound_scaling": "effdense.backbones.specs",
     "create_backbone": "effdense.backbones.registry",
     "list_backbones": "effdense.backbones.registry",
@@ -33,6 +35,7 @@ __all__ = [
     "Batch",
     "Detections",
     "Sample",
+    "Segmentation",
     "__version__",
     "compound_scaling",
     "create_backbone",

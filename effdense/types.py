@@ -1,4 +1,4 @@
-"""What flows through effdense: Sample, Batch, Detections, and the one legend of shape letters.
+"""What flows through effdense: Sample, Batch, Detections, Segmentation, and the one legend of shape letters.
 
 Shape letters, used in every shape comment:
 
@@ -139,3 +139,18 @@ class Detections:
         """Return the detections that score at least ``score``."""
         keep = self.scores >= score
         return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a segmenter says of every pixel of one image, in pixels of the original image.
+
+    Attributes:
+        mask: uint8, (H, W), the most probable class of each pixel: an index into ``class_names``, never 255.
+        probabilities: float32, (K, H, W), over the classes they add up to 1; None where they were not asked for.
+        class_names: the model's classes, in order.
+    """
+
+    mask: UInt8
+    probabilities: Float32 | None = None
+    class_names: tuple[str, ...] = ()
