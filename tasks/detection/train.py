@@ -12,13 +12,14 @@ import torch
 
 from effdense.config import to_mapping
 from effdense.datasets.loading import BatchLoader
+from effdense.json_files import jsonable
+from effdense.plots import save_figure
 from effdense.tasks.detection.assign import assign
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.evaluate import Evaluation, evaluate
 from effdense.tasks.detection.loss import DetectionLoss
-from effdense.tasks.detection.metrics.coco_metrics import jsonable
 from effdense.tasks.detection.model import EfficientDet
-from effdense.tasks.detection.plots import plot_training, save_figure
+from effdense.tasks.detection.plots import plot_training
 from effdense.tasks.detection.predict import Detector
 from effdense.tasks.detection.setup import Data, build_detector, check_batches, open_data, origin_of, training_loader
 from effdense.training.checkpoint import load_state, save_state, state_bytes

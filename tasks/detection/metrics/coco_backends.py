@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effdense.errors import UserError
-from effdense.tasks.detection.metrics.files import parse_json, read_bytes
+from effdense.json_files import parse_json, read_bytes
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable, complete_coco
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.types import Int64

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effdense.errors import UserError, nearest
+from effdense.json_files import jsonable
 from effdense.tasks.detection.metrics.coco_backends import GroundTruth, Matched, run_hotcoco, run_pycocotools
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.types import Int64
@@ -149,19 +150,6 @@ def coco_metrics(
     found = Path(detections) if isinstance(detections, str) else detections
     matched = _BACKENDS[backend](truth, found, iou_type, limits)
     return _summarise(matched, backend, iou_type, (limits[0], limits[1], limits[2]))
-
-
-def jsonable(value: Any) -> Any:
-    """Return numbers and arrays as plain values for strict JSON: what is not finite is None."""
-    if isinstance(value, np.ndarray):
-        return jsonable(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [jsonable(one) for one in value]
-    if isinstance(value, dict):
-        return {key: jsonable(one) for key, one in value.items()}
-    if isinstance(value, np.generic):
-        return jsonable(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _summarise(matched: Matched, backend: str, iou_type: str, limits: tuple[int, int, int]) -> CocoResult:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effdense.errors import UserError
-from effdense.tasks.detection.metrics.files import parse_json, read_bytes
+from effdense.json_files import parse_json, read_bytes
 from effdense.types import Bool, Int64
 
 if TYPE_CHECKING:

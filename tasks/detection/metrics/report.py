@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effdense.files import write_atomically
+from effdense.json_files import json_text
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult
 from effdense.tasks.detection.metrics.confusion import ConfusionMatrix
 from effdense.tasks.detection.metrics.voc_metrics import VocResult
@@ -55,10 +54,11 @@ def write_report(
     if confusion is not None:
         content["confusion"] = confusion.to_dict()
     written = [folder / "metrics.json", folder / "per_class.csv"]
-    write_atomically(written[0], _json(content))
+    write_atomically(written[0], json_text(content))
     write_atomically(written[1], _per_class_csv(coco, voc))
     if plots:
-        from effdense.tasks.detection.plots import plot_class_ap, plot_confusion, plot_precision_recall, save_figure
+        from effdense.plots import save_figure
+        from effdense.tasks.detection.plots import plot_class_ap, plot_confusion, plot_precision_recall
 
         figures = {"precision_recall.png": plot_precision_recall(coco), "class_ap.png": plot_class_ap(coco)}
         if confusion is not None:
@@ -134,12 +134,6 @@ def _per_class_csv(coco: CocoResult, voc: VocResult | None) -> str:
         shown = ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells]
         writer.writerow([name, category_id, *shown])
     return buffer.getvalue()
-
-
-def _json(content: dict[str, Any]) -> str:
-    """Return indented JSON with each list of plain values on one line: no text in JSON holds a line break."""
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    return re.sub(r"\[\n[^\[\]{}]*\]", lambda match: re.sub(r"\n *", "", match[0]), text) + "\n"
 
 
 def _number(value: float) -> str:

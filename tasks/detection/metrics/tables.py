@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from effdense.errors import UserError
 from effdense.files import write_atomically
-from effdense.tasks.detection.metrics.files import parse_json, read_bytes
+from effdense.json_files import parse_json, read_bytes
 from effdense.types import Detections, Int64
 
 Float64 = npt.NDArray[np.float64]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effdense.errors import UserError
-from effdense.tasks.detection.metrics.coco_metrics import jsonable
+from effdense.json_files import jsonable
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.types import Bool, Int64

@@ -12,19 +12,14 @@ import pytest
 from rich.console import Console
 
 from effdense.errors import UserError
+from effdense.plots import save_figure
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.confusion import confusion_matrix
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
 from effdense.tasks.detection.metrics.report import per_class_table, summary_table, write_report
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.metrics.voc_metrics import voc_metrics
-from effdense.tasks.detection.plots import (
-    plot_class_ap,
-    plot_confusion,
-    plot_precision_recall,
-    plot_training,
-    save_figure,
-)
+from effdense.tasks.detection.plots import plot_class_ap, plot_confusion, plot_precision_recall, plot_training
 
 
 def case(classes: int, *, objects: int = 40) -> tuple[GroundTruthTable, DetectionTable]:
@@ -159,7 +154,7 @@ def test_neither_pyplot_nor_matplotlib_comes_with_the_import() -> None:
     code = (
         "import sys, effdense.tasks.detection.plots as p, effdense.tasks.detection.metrics.report\n"
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules\n"
-        "p._figure(1, 1).subplots()\n"
+        "p.new_figure(1, 1).subplots()\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
