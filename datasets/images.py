@@ -102,8 +102,8 @@ def read_rgb(path: Path, size_hw: tuple[int, int] | None = None) -> UInt8:
     Raises:
         UserError: the file is missing or broken, or has another size than the annotation states.
     """
-    with _explained(path):
-        data = _sound_bytes(path)
+    with explained(path):
+        data = sound_bytes(path)
         image = _decode(data)
         if size_hw is None or image.shape[:2] == size_hw:
             return image
@@ -119,8 +119,8 @@ def read_upright(path: Path) -> UInt8:
     Raises:
         UserError: the file is missing or broken.
     """
-    with _explained(path):
-        data = _sound_bytes(path)
+    with explained(path):
+        data = sound_bytes(path)
         turned = _parse_header(io.BytesIO(data), len(data)).orientation != 1
         return _decode_with_pillow(data, turn=True) if turned else _decode(data)
     raise AssertionError("unreachable: errors leave as UserError")
@@ -136,15 +136,22 @@ def size_mismatch(path: Path, header: Header, size_hw: tuple[int, int]) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into a UserError that names the file."""
+def explained(path: Path, what: str = "image") -> Iterator[None]:
+    """Turn whatever a decoder raises into a UserError that names the file; a UserError passes as it is.
+
+    Args:
+        path: the file.
+        what: what it is called in the message.
+    """
     try:
         yield
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, what) from error
 
 
-def _sound_bytes(path: Path) -> bytes:
+def sound_bytes(path: Path) -> bytes:
     """Return a file's content; Pillow raises here where it is cut short."""
     data = path.read_bytes()
     if not _ends_properly(data[:8], data[-_TAIL_BYTES:]):
@@ -153,7 +160,7 @@ def _sound_bytes(path: Path) -> bytes:
 
 
 def _parse_header(file: BinaryIO, num_bytes: int) -> Header:
-    with _opened(file) as image:
+    with open_with_pillow(file) as image:
         width, height = image.size
         # Pillow would decode a whole PNG to look for a tag behind the pixels.
         has_tags = image.format != "PNG" or "exif" in image.info
@@ -161,7 +168,7 @@ def _parse_header(file: BinaryIO, num_bytes: int) -> Header:
     return Header((height, width), orientation, num_bytes)
 
 
-def _opened(file: BinaryIO) -> Image.Image:
+def open_with_pillow(file: BinaryIO) -> Image.Image:
     """Open an image with Pillow, of any size that OpenCV reads.
 
     Raises:
@@ -211,15 +218,15 @@ def _decode(data: bytes) -> UInt8:
 
 def _decode_with_pillow(data: bytes, turn: bool = False) -> UInt8:
     """Decode formats that OpenCV lacks; unlike OpenCV, Pillow raises where an image is cut short."""
-    with _opened(io.BytesIO(data)) as image:
+    with open_with_pillow(io.BytesIO(data)) as image:
         image.load()  # a TIFF is turned here already, and its tag then gone
         turned = _EXIF_TURNS.get(_orientation(image)) if turn else None
         rgb = image.convert("RGB")
         return np.array(rgb if turned is None else rgb.transpose(turned), np.uint8)
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path, error: Exception, what: str = "image") -> UserError:
     if isinstance(error, FileNotFoundError):
-        return UserError(f"image {path} does not exist")
+        return UserError(f"{what} {path} does not exist")
     reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).strip() or "broken"
-    return UserError(f"image {path} cannot be read ({reason}); replace it or take it out of the data set")
+    return UserError(f"{what} {path} cannot be read ({reason}); replace it or take it out of the data set")
