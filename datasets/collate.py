@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from effdense.transforms import Transform
 from effdense.types import Batch, Sample
 
 
@@ -43,3 +44,22 @@ def collate(samples: Sequence[Sample]) -> Batch:
         original_sizes_hw=torch.tensor([sample.original_size_hw for sample in samples], dtype=torch.int64),
         resized_sizes_hw=torch.tensor([sample.resized_size_hw for sample in samples], dtype=torch.int64),
     )
+
+
+def batches(samples: Iterable[Sample], transform: Transform, batch_size: int) -> Iterator[Batch]:
+    """Transform samples and stack them, ``batch_size`` at a time, the last batch as small as it comes.
+
+    Args:
+        samples: read one after the other, no more of them at once than fit a batch.
+        transform: of evaluation: one that draws nothing.
+        batch_size: images in a batch.
+    """
+    rng = np.random.default_rng(0)
+    waiting: list[Sample] = []
+    for sample in samples:
+        waiting.append(transform(sample, rng))
+        if len(waiting) == batch_size:
+            yield collate(waiting)
+            waiting = []
+    if waiting:
+        yield collate(waiting)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 
 from effdense.backbones.weights import load_complete
-from effdense.datasets.collate import collate
-from effdense.datasets.images import read_upright
+from effdense.datasets.collate import batches
+from effdense.datasets.image_inputs import ImageInput, as_sample
 from effdense.errors import UserError
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
 from effdense.tasks.detection.postprocess import postprocess
 from effdense.tasks.detection.specs import spec_from_dict
 from effdense.training.checkpoint import read_header, read_tensors, save_model
 from effdense.transforms import eval_transform, mean_fill
-from effdense.types import Batch, Detections, Sample, UInt8
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    ImageInput = str | Path | UInt8 | Image
+from effdense.types import Batch, Detections, Sample
 
 TASK = "detection"
 
@@ -130,18 +124,7 @@ class Detector:
 
     def predict_samples(self, samples: Iterable[Sample], batch_size: int = 8) -> list[Detections]:
         """Detect objects in samples that no transform has touched yet; one Detections each."""
-        return [found for batch in self._batches(samples, batch_size) for found in self.detect(batch)]
-
-    def _batches(self, samples: Iterable[Sample], batch_size: int) -> Iterator[Batch]:
-        rng = np.random.default_rng(0)  # the evaluation transform draws nothing
-        waiting: list[Sample] = []
-        for sample in samples:
-            waiting.append(self.transform(sample, rng))
-            if len(waiting) == batch_size:
-                yield collate(waiting)
-                waiting = []
-        if waiting:
-            yield collate(waiting)
+        return [found for batch in batches(samples, self.transform, batch_size) for found in self.detect(batch)]
 
     @torch.inference_mode()
     def detect(self, batch: Batch) -> list[Detections]:
@@ -185,28 +168,6 @@ class Detector:
             "selection": asdict(self.selection),
         }
         save_model(path, self.model, header)
-
-
-def as_sample(image: ImageInput) -> Sample:
-    """Turn whatever a user hands in into a Sample.
-
-    Raises:
-        UserError: a file cannot be read, or an array is no (H, W, 3) of uint8.
-    """
-    if isinstance(image, (str, Path)):
-        pixels = read_upright(Path(image))
-    elif isinstance(image, np.ndarray):
-        pixels = image
-    elif hasattr(image, "convert"):
-        from PIL import ImageOps
-
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    else:
-        raise UserError(f"an image is a path, an RGB array or a PIL image, not a {type(image).__name__}")
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise UserError(f"an image array is uint8 (H, W, 3) in RGB order, not {pixels.dtype} {pixels.shape}")
-    size_hw = (pixels.shape[0], pixels.shape[1])
-    return Sample(image=pixels, original_size_hw=size_hw, resized_size_hw=size_hw)
 
 
 def load_detector(path: Path) -> Detector:

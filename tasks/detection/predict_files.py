@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
-
-from effdense.datasets.images import IMAGE_SUFFIXES
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
-from effdense.drawing import contact_sheet, draw_detections, fit_into_cell
-from effdense.errors import UserError
+from effdense.datasets.prediction_files import (
+    OVERVIEW,
+    Overview,
+    find_images,
+    open_images,
+    picture_names,
+    refuse_to_overwrite,
+    sample_groups,
+)
+from effdense.drawing import draw_detections
 from effdense.files import write_atomically
+from effdense.pictures import write_picture
 from effdense.tasks.detection.metrics.tables import DetectionTable
-from effdense.tasks.detection.predict import Detector, as_sample, load_detector
+from effdense.tasks.detection.predict import Detector, load_detector
 from effdense.tasks.detection.predict_config import PredictConfig
 from effdense.training.device import choose_device
-from effdense.types import Detections, Sample, UInt8
+from effdense.types import Detections
 
-log = logging.getLogger(__name__)
-
-RESULTS, IMAGES, OVERVIEW = "detections.json", "images.json", "overview.jpg"
-
-_SHOWN = 12
-"""Pictures on the overview."""
+RESULTS, IMAGES = "detections.json", "images.json"
 
 
 @dataclass
@@ -46,41 +45,6 @@ class Predicted:
     drawn: list[Path] = field(default_factory=list)
     objects: int = 0
     broken: list[Path] = field(default_factory=list)
-
-
-def find_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Return the image files that the inputs name: files as they are, folders with all images in them, sorted.
-
-    What is hidden in a folder, or comes from an archive's ``__MACOSX``, was not put there to be looked at: left out.
-
-    Args:
-        inputs: files and folders.
-        out: where drawn pictures go; those of an earlier call, in and below it, are left out of the folders.
-
-    Raises:
-        UserError: an input does not exist, or there is no image at all.
-    """
-    found: list[Path] = []
-    for entry in inputs:
-        if entry.is_dir():
-            inside = sorted(p for p in entry.rglob("*") if _is_image_below(entry, p))
-            nested = out is not None and entry.resolve() in out.resolve().parents
-            found += [p for p in inside if not (nested and out and out.resolve() in p.resolve().parents)]
-        elif entry.is_file():
-            found.append(entry)
-        else:
-            raise UserError(f"there is no image or folder {entry}")
-    if not found:
-        raise UserError(
-            f"no image in {', '.join(map(str, inputs))}: looked for files ending in {' '.join(IMAGE_SUFFIXES)}"
-        )
-    return found
-
-
-def _is_image_below(folder: Path, path: Path) -> bool:
-    parts = path.relative_to(folder).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def predict_files(
@@ -107,31 +71,27 @@ def predict_files(
         UserError: an image cannot be read, or a file cannot be written; pictures already drawn stay.
     """
     result = Predicted(out / RESULTS)
-    if isinstance(images, DetectionIndex):
-        paths = [images.path(i) for i in range(len(images))]
-        category_ids = images.category_ids
-    else:
-        paths, category_ids = list(images), detector.category_ids
+    category_ids = images.category_ids if isinstance(images, DetectionIndex) else detector.category_ids
+    paths, read = open_images(images)
     names = picture_names(paths)
-    _refuse_to_overwrite(paths, [out / name for name in (*names, OVERVIEW)])
+    refuse_to_overwrite(paths, [out / name for name in (*names, OVERVIEW)])
     found: list[Detections] = []
     image_ids: list[int] = []
-    first: list[UInt8] = []
-    for group in _groups(images, paths, batch_size, skip_broken, result.broken):
+    overview = Overview()
+    for group in sample_groups(paths, read, batch_size, skip_broken=skip_broken, broken=result.broken):
         detections = detector.predict_samples([sample for _, sample in group], batch_size=batch_size)
         for (position, sample), one in zip(group, detections, strict=True):
             strong = one.above(draw_above)
             picture = draw_detections(sample.image, strong)
             write_picture(out / names[position], picture)
-            if len(first) < _SHOWN:
-                first.append(fit_into_cell(picture))
+            overview.add(picture)
             result.drawn.append(out / names[position])
             result.objects += len(strong)
             found.append(one)
             image_ids.append(sample.image_id)
     DetectionTable.from_detections(found, image_ids, category_ids).to_json(result.results)
-    if first:
-        write_picture(out / OVERVIEW, contact_sheet(first))
+    if (sheet := overview.sheet()) is not None:
+        write_picture(out / OVERVIEW, sheet)
     write_image_list(out / IMAGES, image_ids, _read(paths, result.broken), category_ids, detector.class_names)
     return result
 
@@ -143,74 +103,6 @@ def write_image_list(
     images = [{"id": int(number), "file_name": str(file)} for number, file in zip(image_ids, files, strict=True)]
     categories = [{"id": int(i), "name": name} for i, name in zip(category_ids, class_names, strict=True)]
     write_atomically(path, json.dumps({"images": images, "categories": categories}, indent=1))
-
-
-def picture_names(paths: Sequence[Path]) -> list[str]:
-    """Return a file name for the picture of each image; images of one name in several folders get a number.
-
-    Names that differ in upper and lower case alone count as one: on some file systems they are.
-    """
-    used = {OVERVIEW}
-    last: dict[str, int] = {}
-    names = []
-    for path in paths:
-        stem = path.stem.casefold()
-        name, number = f"{path.stem}.jpg", last.get(stem, 1)
-        while name.casefold() in used:
-            number += 1
-            name = f"{path.stem}-{number}.jpg"
-        last[stem] = number
-        used.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _refuse_to_overwrite(inputs: Sequence[Path], pictures: Sequence[Path]) -> None:
-    """Raise UserError where a drawn picture would take the place of an image that is read, whatever it is called."""
-    read = {_identity(path) for path in inputs} - {None}
-    for picture in pictures:
-        if _identity(picture) in read:
-            raise UserError(f"the drawn picture {picture} would overwrite the image itself: choose another --out")
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what ``os.path.samefile`` compares, so that thousands can be compared at once; None for no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def write_picture(path: Path, image: UInt8) -> None:
-    """Write an RGB image (H, W, 3) as JPEG."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
-    write_atomically(path, data.tobytes(), durable=False)
-
-
-def _groups(
-    images: Sequence[Path] | DetectionIndex, paths: Sequence[Path], size: int, skip_broken: bool, broken: list[Path]
-) -> Iterator[list[tuple[int, Sample]]]:
-    """Yield positions and samples, ``size`` at a time, so that only so many images are in memory."""
-    group: list[tuple[int, Sample]] = []
-    for position, path in enumerate(paths):
-        try:
-            if isinstance(images, DetectionIndex):
-                sample = images.sample(position)
-            else:
-                sample = as_sample(path).replace(image_id=position + 1)
-        except UserError:
-            if not skip_broken:
-                raise
-            log.warning("left out: %s cannot be read", path)
-            broken.append(path)
-            continue
-        group.append((position, sample))
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _read(paths: Sequence[Path], broken: Sequence[Path]) -> list[Path]:

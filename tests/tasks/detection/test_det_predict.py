@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ import torch
 from PIL import Image
 
 import effdense
+from effdense.datasets import prediction_files
 from effdense.datasets.demo import DEMO_CLASSES
 from effdense.datasets.opening import open_dataset
 from effdense.errors import UserError
-from effdense.tasks.detection import predict_files as files_module
 from effdense.tasks.detection.evaluate import evaluate
 from effdense.tasks.detection.metrics.coco_metrics import coco_metrics
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.model import create_efficientdet
 from effdense.tasks.detection.predict import Detector
-from effdense.tasks.detection.predict_files import find_images, picture_names, predict_files, write_picture
+from effdense.tasks.detection.predict_files import predict_files
 from effdense.training.checkpoint import read_header, save_model
 from effdense.types import Detections
 
@@ -252,35 +251,6 @@ def test_a_broken_image_stops_or_is_counted_as_asked(detector: Detector, picture
     assert [image["id"] for image in listed["images"]] == [1, 3]
 
 
-def test_thousands_of_drawn_pictures_do_not_each_wait_for_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("waited"))
-    write_picture(tmp_path / "a.jpg", np.zeros((4, 6, 3), np.uint8))
-    assert cv2.imread(str(tmp_path / "a.jpg")).shape == (4, 6, 3)
-
-
-def test_folders_are_searched_and_the_order_is_stable(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "below/c.jpeg", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.name for path in find_images([tmp_path])] == ["a.png", "b.JPG", "c.jpeg"]
-
-
-@pytest.mark.parametrize("name", ["nowhere", "empty"])
-def test_inputs_without_an_image_are_named(name: str, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=name):
-        find_images([tmp_path / name])
-
-
-def test_an_earlier_calls_pictures_inside_the_folder_are_not_predicted_on(tmp_path: Path) -> None:
-    for name in ("a.png", "drawn/a.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.name for path in find_images([tmp_path], tmp_path / "drawn")] == ["a.png"]
-
-
 def test_an_image_is_never_overwritten_by_its_picture(detector: Detector, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((20, 20, 3), np.uint8))
     before = (tmp_path / "a.jpg").read_bytes()
@@ -311,41 +281,11 @@ def test_the_overview_holds_no_picture_in_its_full_size(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[tuple[int, ...]] = []
-    sheet = files_module.contact_sheet
+    sheet = prediction_files.contact_sheet
     monkeypatch.setattr(
-        files_module, "contact_sheet", lambda images: held.extend(one.shape for one in images) or sheet(images)
+        prediction_files, "contact_sheet", lambda images: held.extend(one.shape for one in images) or sheet(images)
     )
     cv2.imwrite(str(tmp_path / "large.png"), np.zeros((700, 1400, 3), np.uint8))
     predict_files(detector, [tmp_path / "large.png"], tmp_path / "out")
     assert held == [(128, 256, 3)]
     assert cv2.imread(str(tmp_path / "out" / "large.jpg")).shape == (700, 1400, 3)
-
-
-def test_hidden_files_and_archive_leavings_in_a_folder_are_not_images(tmp_path: Path) -> None:
-    folder = tmp_path / ".cache"  # the folder that was asked for may be hidden itself
-    for name in ("a.png", "._a.png", ".thumbs/a.png", "__MACOSX/a.png", "below/.x/y/a.png", "b__MACOSX/c.png"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    assert [path.relative_to(folder).as_posix() for path in find_images([folder])] == ["a.png", "b__MACOSX/c.png"]
-    assert find_images([folder / "._a.png"]) == [folder / "._a.png"]
-
-
-def test_names_that_differ_in_case_alone_get_a_number() -> None:
-    assert picture_names([Path("a/X.png"), Path("b/x.jpg"), Path("Overview.png")]) == [
-        "X.jpg",
-        "x-2.jpg",
-        "Overview-2.jpg",
-    ]
-
-
-def test_naming_many_images_of_one_name_takes_no_time() -> None:
-    start = time.process_time()
-    names = picture_names([Path(f"{number}/frame.png") for number in range(30_000)])
-    assert len(set(names)) == 30_000
-    assert names[-1] == "frame-30000.jpg"
-    assert time.process_time() - start < 5
-
-
-def test_pictures_of_images_with_one_name_do_not_overwrite_each_other() -> None:
-    names = picture_names([Path("a/x.png"), Path("b/x.jpg"), Path("y.png"), Path("c/x-2.png")])
-    assert names == ["x.jpg", "x-2.jpg", "y.jpg", "x-2-2.jpg"]
