@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,19 @@ def show_log() -> None:
     logger.addHandler(_Handler())
 
 
-def show_training_result(best: Path) -> None:
-    """Say where the best model is and how good it is."""
+def show_training_result(best: Path, shown: Mapping[str, str]) -> None:
+    """Say where the best model is and how good it is.
+
+    Args:
+        best: the model's file, beside the run's metrics.jsonl.
+        shown: scores of an epoch and what to call them; the first decides which is the best.
+    """
     records = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
-    scored = [record for record in records if record.get("AP") is not None]
+    deciding = next(iter(shown))
+    scored = [record for record in records if record.get(deciding) is not None]
     if scored:
-        top = max(scored, key=lambda record: record["AP"])
-        print(f"best epoch {top['epoch']}: mAP {top['AP']:.4f}, mAP50 {top['AP50']:.4f}")
+        top = max(scored, key=lambda record: record[deciding])
+        print(f"best epoch {top['epoch']}: " + ", ".join(f"{name} {top[key]:.4f}" for key, name in shown.items()))
     print(f"model: {best}")
 
 

@@ -26,7 +26,9 @@ class Command:
 COMMANDS = {
     "train-det": Command("train_det", "train a detector"),
     "eval-det": Command("eval_det", "score a detector, or detections in a file"),
-    "predict": Command("predict", "find objects in images; draw them and write them down"),
+    "train-seg": Command("train_seg", "train a semantic segmenter"),
+    "eval-seg": Command("eval_seg", "score a segmenter, or masks in a folder"),
+    "predict": Command("predict", "run a model on images; draw what it finds and write it down"),
     "backbones": Command("backbones", "list the backbones with their sizes"),
 }
 
@@ -41,7 +43,7 @@ def help_text() -> str:
             "       effdense COMMAND --help",
             "       effdense --version",
             "",
-            "Object detection on EfficientNet backbones.",
+            "Object detection and semantic segmentation on EfficientNet backbones.",
             "",
             *rows,
         ]

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     show_log()
     best = begin(parsed)
-    show_training_result(best)
+    show_training_result(best, {"AP": "mAP", "AP50": "mAP50"})
     return 0
 
 
