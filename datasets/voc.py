@@ -10,19 +10,28 @@ object of one pixel).
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from effdense.datasets.images import IMAGE_SUFFIXES
+from effdense.datasets.class_names import read_class_file
 from effdense.datasets.index import DetectionIndex, Float64, pack_names
 from effdense.datasets.layout import SPLIT_NAMES, existing_folder, what_is_there
+from effdense.datasets.listing import is_litter, list_images
+from effdense.datasets.splits import (
+    UNLISTED_SPLITS,
+    find_lists,
+    hashed_rows,
+    in_order,
+    listed_rows,
+    lists_of_split,
+    no_split,
+    split_names,
+)
 from effdense.datasets.voc_xml import VocFile, parse_voc
-from effdense.errors import UserError, nearest
+from effdense.errors import UserError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -31,7 +40,7 @@ VOC_CLASSES = (
 """The twenty classes of the VOC challenges 2007-2012, in their own order."""
 
 _SHOWN = 10
-_TRAIN_SHARE = 0.8
+_REMEDY = "Take the lines out, or add files (one without any <object> for an image without objects)"
 
 
 @dataclass(frozen=True)
@@ -71,17 +80,18 @@ def open_voc(root: Path, split: str) -> DetectionIndex:
 def voc_splits(root: Path) -> list[str]:
     """Return the splits that a folder has lists for, or those that are made where it has none."""
     folders = _find_folders(existing_folder(root))
-    usual = ("train", "val", "trainval", "test")
     if lists := _split_lists(folders):
-        # Main also holds a list per class, such as aeroplane_train.
-        others = [split for split in lists if split.rpartition("_")[2] not in usual]
-        return [split for split in usual if split in lists] + others
-    return _split_folders(folders) or ["train", "val", "trainval"]
+        return in_order(lists)
+    return _split_folders(folders) or list(UNLISTED_SPLITS)
+
+
+def voc_bases(root: Path) -> list[Path]:
+    """Return the folders in which a VOC data set may lie: the one named, or that of a year in it, the newest first."""
+    return [root, *sorted(root.glob("VOCdevkit/VOC20*"), reverse=True), *sorted(root.glob("VOC20*"), reverse=True)]
 
 
 def _find_folders(root: Path) -> _Folders:
-    bases = [root, *sorted(root.glob("VOCdevkit/VOC20*"), reverse=True), *sorted(root.glob("VOC20*"), reverse=True)]
-    for base in bases:
+    for base in voc_bases(root):
         for name in ("Annotations", "annotations"):
             if (base / name).is_dir() and _annotation_paths(base / name):
                 images = [base / folder for folder in ("JPEGImages", "images", "Images") if (base / folder).is_dir()]
@@ -95,14 +105,9 @@ def _find_folders(root: Path) -> _Folders:
 
 
 def _annotation_paths(folder: Path, pattern: str = "**/*.xml") -> list[str]:
-    """Return the XML files of a folder, relative to it and sorted, but for what tools leave behind.
-
-    That is what a name with a leading dot hides (``._a.xml`` of macOS, ``.ipynb_checkpoints``), and ``__MACOSX``.
-    """
+    """Return the XML files of a folder, relative to it and sorted, but for what tools leave behind."""
     paths = (path.relative_to(folder) for path in folder.glob(pattern))
-    return sorted(
-        path.as_posix() for path in paths if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    )
+    return sorted(path.as_posix() for path in paths if not is_litter(path))
 
 
 def _all_split_names() -> list[str]:
@@ -193,18 +198,9 @@ def _zero_based(written: Float64) -> tuple[Float64, tuple[str, ...]]:
 
 def _class_names(root: Path, found: Sequence[str]) -> tuple[str, ...]:
     """Return the classes in a stable order: of classes.txt, or VOC's own, or else sorted."""
-    path = root / "classes.txt"
-    if not path.is_file():
-        return VOC_CLASSES if found and set(found) <= set(VOC_CLASSES) else tuple(found)
-    rows = [line.strip() for line in _read_lines(path) if line.strip()]
-    if all(row.split()[0].isdigit() and len(row.split()) > 1 for row in rows):
-        numbered = sorted((int(number), name.strip()) for number, name in (row.split(maxsplit=1) for row in rows))
-        names = [name for number, name in numbered if (number, name.lower()) != (0, "background")]
-    else:
-        names = rows[1:] if rows and rows[0].lower() in ("background", "__background__") else rows
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{path} names a class twice: {', '.join(twice)}")
-    return tuple(names)
+    if classes := read_class_file(root):
+        return classes.object_names
+    return VOC_CLASSES if found and set(found) <= set(VOC_CLASSES) else tuple(found)
 
 
 def _image_files(folder: Path, names: Sequence[str], files: Sequence[VocFile]) -> list[str]:
@@ -213,7 +209,7 @@ def _image_files(folder: Path, names: Sequence[str], files: Sequence[VocFile]) -
     That is the file of the same name as the XML; where several differ by extension, the one that <filename> says; where
     there is none, the one that <filename> says. <filename> comes last because copies and renames leave it stale.
     """
-    listed = {parent: _list_images(folder / parent) for parent in {PurePosixPath(name).parent for name in names}}
+    listed = {parent: list_images(folder / parent) for parent in {PurePosixPath(name).parent for name in names}}
     result = []
     for name, file in zip(names, files, strict=True):
         parent, stem = PurePosixPath(name).parent, PurePosixPath(name).name
@@ -227,24 +223,9 @@ def _image_files(folder: Path, names: Sequence[str], files: Sequence[VocFile]) -
     return result
 
 
-def _list_images(folder: Path) -> dict[str, list[str]]:
-    """Return the images of a folder by their stem, the more common extensions first."""
-    by_stem: dict[str, list[str]] = {}
-    if not folder.is_dir():
-        return by_stem
-    entries = [(os.path.splitext(entry), entry) for entry in sorted(os.listdir(folder))]
-    images = [(stem, suffix.lower(), entry) for (stem, suffix), entry in entries if suffix.lower() in IMAGE_SUFFIXES]
-    for stem, _, entry in sorted(images, key=lambda image: IMAGE_SUFFIXES.index(image[1])):
-        by_stem.setdefault(stem, []).append(entry)
-    return by_stem
-
-
 def _split_lists(folders: _Folders) -> dict[str, Path]:
     """Return the list of each split: from Main, else Segmentation, else ImageSets itself."""
-    for relative in ("ImageSets/Main", "ImageSets/Segmentation", "ImageSets"):
-        if lists := {path.stem: path for path in sorted((folders.root / relative).glob("*.txt"))}:
-            return lists
-    return {}
+    return find_lists(folders.root, ("ImageSets/Main", "ImageSets/Segmentation", "ImageSets"))
 
 
 def _split_folders(folders: _Folders) -> list[str]:
@@ -253,60 +234,21 @@ def _split_folders(folders: _Folders) -> list[str]:
 
 def _split_rows(folders: _Folders, names: Sequence[str], split: str) -> tuple[list[int], tuple[str, ...]]:
     """Return the positions of a split's images among ``names``, and notes."""
-    aliases = SPLIT_NAMES.get(split, (split,))
     if lists := _split_lists(folders):
-        paths = [lists[alias] for alias in aliases if alias in lists][:1]
-        if not paths and split == "trainval":
-            paths = [lists[part] for part in ("train", "val") if part in lists]
-        if not paths:
-            raise _no_split(folders, split, list(lists))
-        return [row for path in paths for row in _listed_rows(path, names)], ()
+        if not (paths := lists_of_split(lists, split)):
+            raise no_split(folders.root, split, list(lists))
+        return [row for path in paths for row in listed_rows(path, names, _lacks, _REMEDY)], ()
     if found := _split_folders(folders):
-        rows = [row for row, name in enumerate(names) if PurePosixPath(name).parts[0] in aliases]
+        rows = [row for row, name in enumerate(names) if PurePosixPath(name).parts[0] in split_names(split)]
         if not rows:
-            raise _no_split(folders, split, found)
+            raise no_split(folders.root, split, found)
         return rows, ()
-    if split not in ("train", "val", "trainval"):
-        raise _no_split(folders, split, ["train", "val", "trainval"])
-    train = [_hash_share(name) < _TRAIN_SHARE for name in names]
-    rows = [row for row, is_train in enumerate(train) if split == "trainval" or is_train == (split == "train")]
-    note = f"{folders.root} has no ImageSets: {sum(train)} images are train and {len(train) - sum(train)} val, by name"
+    if split not in UNLISTED_SPLITS:
+        raise no_split(folders.root, split, UNLISTED_SPLITS)
+    rows, train = hashed_rows(names, split)
+    note = f"{folders.root} has no ImageSets: {train} images are train and {len(names) - train} val, by name"
     return rows, (note,)
 
 
-def _listed_rows(path: Path, names: Sequence[str]) -> list[int]:
-    row_of = {name: row for row, name in enumerate(names)}
-    rows, faults = [], []
-    for number, line in enumerate(_read_lines(path), start=1):
-        if not (text := line.strip()):
-            continue
-        spellings = (text, text.split()[0], os.path.splitext(text)[0])
-        row = next((row_of[spelling] for spelling in spellings if spelling in row_of), None)
-        if row is None:
-            faults.append(f"{path}:{number}: {text!r} has no annotation file {text}.xml")
-        else:
-            rows.append(row)
-    if faults:
-        more = f"\nand {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        remedy = "\nTake the lines out, or add files (one without any <object> for an image without objects)"
-        raise UserError("\n".join(faults[:_SHOWN]) + more + remedy)
-    return rows
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: the text is not UTF-8; save the file as UTF-8") from error
-
-
-def _hash_share(name: str) -> float:
-    """Return a number in [0, 1) that depends on the file's name alone."""
-    digest = hashlib.blake2b(PurePosixPath(name).name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def _no_split(folders: _Folders, split: str, known: Sequence[str]) -> UserError:
-    shown = ", ".join(known[:_SHOWN]) + (" ..." if len(known) > _SHOWN else "")
-    return UserError(f"{folders.root} has no split {split!r}, only {shown}{nearest(split, list(known))}")
+def _lacks(name: str) -> str:
+    return f"has no annotation file {name}.xml"
