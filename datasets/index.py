@@ -30,6 +30,22 @@ def pack_names(names: Sequence[str]) -> Names:
     return np.array([name.encode() for name in names], np.bytes_) if names else np.zeros(0, "S1")
 
 
+def names_without_suffix(file_names: Names) -> list[str]:
+    """Return file names without their extension (VOC's image names), (n,)."""
+    return [str(PurePosixPath(name.decode()).with_suffix("")) for name in file_names.tolist()]
+
+
+def file_at(folder: Path, file_names: Names, position: int) -> Path:
+    """Return the file that a column of names has at a position."""
+    return folder / str(file_names[position], "utf-8")
+
+
+def stated_size(sizes_hw: Int64, position: int) -> tuple[int, int] | None:
+    """Return the size in pixels that a column has at a position, or None where it has 0, 0: none is stated."""
+    height, width = sizes_hw[position].tolist()
+    return (height, width) if height and width else None
+
+
 @dataclass(frozen=True, eq=False)
 class DetectionIndex:
     """n images and their T boxes.
@@ -108,11 +124,11 @@ class DetectionIndex:
     @property
     def image_names(self) -> list[str]:
         """File names without their extension (VOC's image names), (n,)."""
-        return [str(PurePosixPath(name.decode()).with_suffix("")) for name in self.file_names.tolist()]
+        return names_without_suffix(self.file_names)
 
     def path(self, position: int) -> Path:
         """Return the image file at a position."""
-        return self.images_dir / str(self.file_names[position], "utf-8")
+        return file_at(self.images_dir, self.file_names, position)
 
     def where(self, box: int) -> str:
         """Say where in the annotations a box stands: ``file:line``, or file and annotation id."""
@@ -127,8 +143,7 @@ class DetectionIndex:
         Raises:
             UserError: the annotation states no size and the file cannot be read.
         """
-        height, width = self.sizes_hw[position].tolist()
-        return (height, width) if height and width else read_header(self.path(position)).size_hw
+        return stated_size(self.sizes_hw, position) or read_header(self.path(position)).size_hw
 
     def sample(self, position: int) -> Sample:
         """Read an image and return it with what is known of it.
@@ -138,8 +153,7 @@ class DetectionIndex:
             UserError: the image is missing or broken, or has another size than the annotation states.
         """
         position = range(len(self))[position]
-        height, width = self.sizes_hw[position].tolist()
-        image = read_rgb(self.path(position), (height, width) if height and width else None)
+        image = read_rgb(self.path(position), stated_size(self.sizes_hw, position))
         rows = slice(int(self.offsets[position]), int(self.offsets[position + 1]))
         size_hw = (image.shape[0], image.shape[1])
         return Sample(
