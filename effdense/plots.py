@@ -101,7 +101,8 @@ def draw_confusion(counts: Int64, names: Sequence[str], *, predicted: str, title
     axes.set_yticks(range(size), names, fontsize=font)
     axes.set(xlabel=predicted, ylabel="ground truth")
     axes.set_title(title, fontsize=10)
-    if size <= MOST_WITH_NUMBERS:
+    with_numbers = size <= MOST_WITH_NUMBERS
+    if with_numbers:
         for row, column in np.argwhere(share >= 0.005 if percent else counts > 0).tolist():
             text = f"{100 * share[row, column]:.0f}" if percent else f"{counts[row, column]}"
             color = "white" if share[row, column] > 0.55 else INK
@@ -109,12 +110,12 @@ def draw_confusion(counts: Int64, names: Sequence[str], *, predicted: str, title
             axes.text(column, row, text, ha="center", va="center", fontsize=small, color=color)
     axes.tick_params(length=0)
     bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("share of the row, % in the cells" if percent else "share of the row", fontsize=8)
+    bar.set_label("share of the row, % in the cells" if percent and with_numbers else "share of the row", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
 
 
-def draw_training(metrics_file: Path | str, *, losses: Sequence[str], scores: Mapping[str, str]) -> Figure:
+def plot_training(metrics_file: Path | str, *, losses: Sequence[str], scores: Mapping[str, str]) -> Figure:
     """Draw a run's losses, scores and learning rate over its epochs.
 
     Args:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from effdense.plots import ACCENT, INK, PALE, clean, draw_confusion, draw_training, line_color, new_figure, say, shown
+from effdense import plots
+from effdense.plots import ACCENT, INK, PALE, clean, draw_confusion, line_color, new_figure, say, shown
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult
 from effdense.tasks.detection.metrics.confusion import ConfusionMatrix
 
@@ -110,4 +111,4 @@ def plot_training(metrics_file: Path | str, *, loss_terms: Sequence[str] = ("tot
     Raises:
         UserError: the file cannot be read, or a line of it is not a JSON object.
     """
-    return draw_training(metrics_file, losses=loss_terms, scores={"AP": "mAP", "AP50": "mAP50", "AP75": "mAP75"})
+    return plots.plot_training(metrics_file, losses=loss_terms, scores={"AP": "mAP", "AP50": "mAP50", "AP75": "mAP75"})
