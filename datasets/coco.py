@@ -52,15 +52,48 @@ def open_coco(
     Raises:
         UserError: nothing found (says what was looked for and what is there), or a file that is no such JSON.
     """
+    content, path = load_annotations(root, split, annotations)
+    index = _build(content, path, split, name)
+    return replace(index, images_dir=images_folder(images, path, root, split, index.file_names))
+
+
+def load_annotations(
+    root: Path | None, split: str, annotations: Path | None, kind: str = "instances"
+) -> tuple[Json, Path]:
+    """Return the content of a split's annotation file, and the file.
+
+    Args:
+        root: folder of the data set; not needed where ``annotations`` is given.
+        split: as for ``open_coco``.
+        annotations: the file, where it was named.
+        kind: "instances" or "panoptic".
+
+    Raises:
+        UserError: no such file, or it is no COCO JSON.
+    """
     if annotations is None:
         if root is None:
             raise UserError("a COCO data set needs --data-root DIR, or an annotation file")
-        annotations = find_annotations(root, split)
-    content = load_coco(annotations)
-    index = _build(content, annotations, split, name)
-    if images is not None:
-        return replace(index, images_dir=existing_folder(images, "image folder"))
-    return replace(index, images_dir=find_images(annotations, root, split, index.file_names))
+        annotations = find_annotations(root, split, kind)
+    return load_coco(annotations), annotations
+
+
+def images_folder(named: Path | None, annotations: Path, root: Path | None, split: str, file_names: Names) -> Path:
+    """Return the folder of the images: as named, or else the one in which the listed files lie.
+
+    Args:
+        named: the folder, where it was named.
+        annotations: the annotation file, near which they are looked for.
+        root: folder of the data set, where it was named.
+        split: as for ``open_coco``.
+        file_names: (n,), as the annotation file lists them.
+
+    Raises:
+        UserError: no such folder; says where it was looked.
+    """
+    if named is not None:
+        return existing_folder(named, "image folder")
+    return _find_images(annotations, root, split, file_names)
 
 
 def find_annotations(root: Path, split: str, kind: str = "instances") -> Path:
@@ -104,18 +137,8 @@ def _candidates(root: Path, split: str, kind: str) -> Iterator[Path]:
                     yield root / relative
 
 
-def find_images(annotations: Path, root: Path | None, split: str, file_names: Names) -> Path:
-    """Return the folder in which the listed files lie: the first candidate that holds one of the first few.
-
-    Args:
-        annotations: the annotation file.
-        root: folder of the data set, where one was named.
-        split: as for ``open_coco``.
-        file_names: (n,), as the annotation file lists them.
-
-    Raises:
-        UserError: they lie in none; says where it was looked.
-    """
+def _find_images(annotations: Path, root: Path | None, split: str, file_names: Names) -> Path:
+    """Return the folder in which the listed files lie: the first candidate that holds one of the first few."""
     # instances_train2017.json -> train2017
     written = annotations.stem.removeprefix("instances_").removeprefix("panoptic_")
     bases = [base for base in (root, annotations.parent.parent, annotations.parent) if base is not None]

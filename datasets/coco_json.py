@@ -81,7 +81,9 @@ def annotation_keys(annotations: list[Json], image_ids: Int64, path: Path) -> tu
     return keys[:, 0], match_images(keys[:, 0], keys[:, 1], image_ids, path), keys[:, 2]
 
 
-def match_images(annotation_ids: Int64, wanted_ids: Int64, image_ids: Int64, path: Path) -> Int64:
+def match_images(
+    annotation_ids: Int64, wanted_ids: Int64, image_ids: Int64, path: Path, what: str = "annotation id"
+) -> Int64:
     """Return the position of each annotation's image, (T,).
 
     Args:
@@ -89,6 +91,7 @@ def match_images(annotation_ids: Int64, wanted_ids: Int64, image_ids: Int64, pat
         wanted_ids: (T,), the image ids that the annotations name.
         image_ids: (n,), of the listed images.
         path: the file, for the message.
+        what: what ``annotation_ids`` are, for the message.
 
     Raises:
         UserError: an image that is not listed; names the annotations.
@@ -100,7 +103,7 @@ def match_images(annotation_ids: Int64, wanted_ids: Int64, image_ids: Int64, pat
     if strays.any():
         pairs = zip(annotation_ids[strays].tolist(), wanted_ids[strays].tolist(), strict=True)
         shown = ", ".join(f"{annotation_id} (image id {image_id})" for annotation_id, image_id in [*pairs][:_SHOWN])
-        raise UserError(f"{path}: {strays.sum()} annotations belong to no listed image: annotation id {shown}")
+        raise UserError(f"{path}: {strays.sum()} annotations belong to no listed image: {what} {shown}")
     return rows.astype(np.int64)
 
 
