@@ -9,7 +9,10 @@ from typing import Any
 from effdense.errors import UserError
 from effdense.training.checkpoint import read_header
 
-_LOADERS = {"detection": ("effdense.tasks.detection.predict", "load_detector")}
+_LOADERS = {
+    "detection": ("effdense.tasks.detection.predict", "load_detector"),
+    "segmentation": ("effdense.tasks.segmentation.predict", "load_segmenter"),
+}
 
 
 def load(path: str | Path) -> Any:
@@ -19,7 +22,8 @@ def load(path: str | Path) -> Any:
         path: a .safetensors file that effdense wrote.
 
     Returns:
-        What the file's task predicts with, such as a `effdense.tasks.detection.predict.Detector`.
+        What the file's task predicts with: a `effdense.tasks.detection.predict.Detector` or a
+        `effdense.tasks.segmentation.predict.Segmenter`.
 
     Raises:
         UserError: there is no such file, or it is no model of effdense.

@@ -1,0 +1,299 @@
+"""Run a segmenter on images: the one path that prediction, evaluation and the tools share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from effdense.backbones.weights import load_complete
+from effdense.datasets.collate import batches
+from effdense.datasets.image_inputs import ImageInput, as_sample
+from effdense.errors import UserError
+from effdense.tasks.segmentation.inference import Inference
+from effdense.tasks.segmentation.label_maps import LogitRows, WholeRows, segmentation_of
+from effdense.tasks.segmentation.memory import forward_bytes, memory_errors_explained, require_memory
+from effdense.tasks.segmentation.model import SegmentationModel, model_from_spec
+from effdense.tasks.segmentation.specs import spec_from_dict
+from effdense.tasks.segmentation.windows import WindowRows
+from effdense.training.checkpoint import read_header, read_tensors, save_model
+from effdense.transforms import Compose, Resize, Transform, eval_transform, mean_fill
+from effdense.types import Batch, Sample, Segmentation, UInt8
+
+TASK = "segmentation"
+
+
+class Segmenter:
+    """A trained segmentation model with all it needs to run: what `effdense.load` returns for one.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        class_names: in the order of the labels.
+        image_size: side of the square that whole images are fitted into, in pixels.
+        inference: as a whole or through a window, once or in several views.
+        header: what the file says of itself: how it was trained and how it scored.
+        transform: what brings a Sample to what `segment` expects.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        class_names: Sequence[str],
+        *,
+        image_size: int,
+        inference: Inference | None = None,
+        header: dict[str, Any] | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.class_names = tuple(class_names)
+        self.image_size = image_size
+        self.inference = inference or Inference()
+        self.header = header or {}
+        self._fill = mean_fill(model.backbone.mean)
+        self._pixels_that_fit = 0
+        self.transform: Transform = Compose(()) if self.inference.resizes_itself else self._fitting(1.0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> Segmenter:
+        """Move the network and return the segmenter."""
+        self.model.to(device)
+        self._pixels_that_fit = 0
+        return self
+
+    def with_model(self, model: SegmentationModel) -> Segmenter:
+        """Return a segmenter that runs another network of the same kind, such as the moving average of this one."""
+        return self._with(model=model)
+
+    def with_image_size(self, image_size: int) -> Segmenter:
+        """Return a segmenter on the same network that fits whole images into a square of another side, in pixels."""
+        return self._with(image_size=image_size)
+
+    def with_inference(self, **changes: Any) -> Segmenter:
+        """Return a segmenter on the same network with a changed `Inference`, such as ``window=512, stride=384``.
+
+        Another window without a stride gets the stride that goes with it.
+        """
+        if "window" in changes:
+            changes = {"stride": None, **changes}
+        return self._with(inference=replace(self.inference, **changes))
+
+    def _with(
+        self,
+        *,
+        model: SegmentationModel | None = None,
+        image_size: int | None = None,
+        inference: Inference | None = None,
+    ) -> Segmenter:
+        return Segmenter(
+            model or self.model,
+            self.class_names,
+            image_size=image_size or self.image_size,
+            inference=inference or self.inference,
+            header=self.header,
+        )
+
+    def images_per_batch(self, batch_size: int) -> int:
+        """Return how many images a batch for `segment` may hold: one, where images come in sizes of their own."""
+        return 1 if self.inference.resizes_itself else batch_size
+
+    def predict(
+        self, images: ImageInput | Sequence[ImageInput], batch_size: int = 8, probabilities: bool = False
+    ) -> Any:
+        """Label every pixel.
+
+        Args:
+            images: a path, an RGB array (H, W, 3) of uint8, a PIL image, or a list of them. A file with an EXIF
+                orientation is turned upright.
+            batch_size: images, or windows, in a forward pass.
+            probabilities: return them too: K floats a pixel.
+
+        Returns:
+            A Segmentation in pixels of the original image; a list of them for a list.
+
+        Raises:
+            UserError: an image cannot be read, or is no RGB array of uint8; or it does not fit into memory.
+        """
+        if isinstance(images, (list, tuple)):
+            samples = (as_sample(image) for image in images)
+            return self.predict_samples(samples, batch_size=batch_size, probabilities=probabilities)
+        sample = as_sample(cast("ImageInput", images))
+        return self.predict_samples([sample], batch_size=batch_size, probabilities=probabilities)[0]
+
+    def predict_samples(
+        self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False
+    ) -> list[Segmentation]:
+        """Label every pixel of samples that no transform has touched yet; one Segmentation each."""
+        return [
+            found
+            for batch in batches(samples, self.transform, self.images_per_batch(batch_size))
+            for found in self.stream(batch, batch_size=batch_size, probabilities=probabilities)
+        ]
+
+    def segment(self, batch: Batch, *, batch_size: int = 8, probabilities: bool = False) -> list[Segmentation]:
+        """Label every pixel of a batch that `transform` and `collate` made.
+
+        Args:
+            batch: of no more than `images_per_batch` images.
+            batch_size: most windows in a forward pass.
+            probabilities: return them too.
+
+        Returns:
+            One Segmentation an image, in pixels of the original image.
+
+        Raises:
+            UserError: a forward pass does not fit into memory.
+        """
+        return list(self.stream(batch, batch_size=batch_size, probabilities=probabilities))
+
+    @torch.inference_mode()
+    def stream(self, batch: Batch, *, batch_size: int = 8, probabilities: bool = False) -> Iterator[Segmentation]:
+        """Yield what `segment` returns, one image after the other, so that only one is held in its original size."""
+        sizes_hw = [(height, width) for height, width in batch.original_sizes_hw.tolist()]
+        every: Iterable[list[LogitRows]]
+        if self.inference.resizes_itself:
+            every = (self._views_of(image, batch_size) for image in batch.images)
+        else:
+            every = self._views_of_batch(batch)
+        for views, size_hw in zip(every, sizes_hw, strict=True):
+            yield segmentation_of(views, size_hw, self.class_names, probabilities=probabilities)
+
+    def _views_of_batch(self, batch: Batch) -> list[list[LogitRows]]:
+        """Return the logits of each image of a batch of fitted squares, in every view."""
+        images = batch.images.to(self.device)
+        contents_hw = [(height, width) for height, width in batch.resized_sizes_hw.tolist()]
+        views = [self._whole(images, contents_hw, view.flipped) for view in self.inference.views]
+        return [list(one) for one in zip(*views, strict=True)]
+
+    def _views_of(self, image: Tensor, batch_size: int) -> list[LogitRows]:
+        """Return the logits of an image (3, H, W) in its own size, in every view."""
+        pixels: UInt8 = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+        size_hw = (pixels.shape[0], pixels.shape[1])
+        sample = Sample(image=pixels, original_size_hw=size_hw, resized_size_hw=size_hw)
+        found: list[LogitRows] = []
+        for view in self.inference.views:
+            shown = self._fitting(view.scale, size_hw)(sample, np.random.default_rng(0))
+            there = torch.from_numpy(shown.image).permute(2, 0, 1).to(self.device)
+            if self.inference.window:
+                found.append(self._windows(there, view.flipped, batch_size))
+            else:
+                found += self._whole(there[None], [shown.resized_size_hw], view.flipped)
+        return found
+
+    def _fitting(self, scale: float, size_hw: tuple[int, int] = (0, 0)) -> Transform:
+        """Return what brings an image of this size to the size in which a view at this scale shows it."""
+        if not self.inference.window:
+            side = max(1, round(scale * self.image_size))
+            return eval_transform((side, side), fill=self._fill)
+        scene = self.inference.scene_size
+        target_hw = (scene, scene) if scene else size_hw
+        return Resize([max(1, round(scale * side)) for side in target_hw])
+
+    def _whole(
+        self, images: Tensor, contents_hw: Sequence[tuple[int, int]], flipped: tuple[int, ...]
+    ) -> list[LogitRows]:
+        """Return the logits of the content of each of the images (B, 3, S, S), which lies at the top left."""
+        if flipped:
+            images = images.clone()
+            for image, (height, width) in zip(images, contents_hw, strict=True):
+                image[:, :height, :width] = image[:, :height, :width].flip(flipped)
+        logits = self._forward(images)
+        contents = [one[:, :height, :width] for one, (height, width) in zip(logits, contents_hw, strict=True)]
+        return [WholeRows(content.flip(flipped) if flipped else content) for content in contents]
+
+    def _windows(self, scene: Tensor, flipped: tuple[int, ...], batch_size: int) -> LogitRows:
+        """Return the logits of a scene (3, h, w) under the sliding window."""
+        window = self.inference.window
+        assert window
+        rows = WindowRows(
+            self._forward,
+            scene,
+            window=window,
+            stride=self.inference.step,
+            fill=self._fill,
+            flipped=flipped,
+            batch_size=batch_size,
+        )
+        kept = 4 * len(self.class_names) * scene.shape[2] * window * len(self.inference.views)
+        self._require_memory((rows.most_at_once, 3, window, window), kept)
+        return rows
+
+    def _forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K, H, W) of images (B, 3, H, W)."""
+        shape = (images.shape[0], 3, images.shape[2], images.shape[3])
+        self._require_memory(shape)
+        with memory_errors_explained(*self._in_words(shape)):
+            logits: Tensor = self.model(images)
+        return logits
+
+    def _require_memory(self, shape: tuple[int, int, int, int], more: int = 0) -> None:
+        """Refuse a forward pass that does not fit, beside ``more`` bytes; what fitted once is not asked again."""
+        pixels = shape[0] * shape[2] * shape[3]
+        if pixels > self._pixels_that_fit:
+            needed = forward_bytes(self.model, shape, self.device) + more
+            require_memory(needed, self.device, *self._in_words(shape))
+            self._pixels_that_fit = pixels
+
+    def _in_words(self, shape: tuple[int, int, int, int]) -> tuple[str, str]:
+        """Return what runs, and what to change where it is too large."""
+        count, _, height, width = shape
+        name, flag = ("window", "--window") if self.inference.window else ("image", "--image-size")
+        advice = f"use a smaller {flag}" + (" or --batch-size" if count > 1 else "")
+        return f"a forward pass over {count} {name}{'s' * (count > 1)} of {width}x{height} pixels", advice
+
+    def save(self, path: Path) -> None:
+        """Write the whole segmenter to one safetensors file that `effdense.load` reads."""
+        backbone = self.model.backbone
+        assert self.model.spec is not None
+        header = {
+            **self.header,
+            "task": TASK,
+            "model": asdict(self.model.spec),
+            "class_names": list(self.class_names),
+            "preprocessing": {"mean": list(backbone.mean), "std": list(backbone.std), "image_size": self.image_size},
+            "inference": asdict(self.inference),
+        }
+        save_model(path, self.model, header)
+
+
+def load_segmenter(path: Path) -> Segmenter:
+    """Read a segmenter that `Segmenter.save` or a training run wrote; needs nothing else and downloads nothing.
+
+    Raises:
+        UserError: the file is no segmenter, or its tensors do not fit its header.
+    """
+    header = read_header(path)
+    if header.get("task") != TASK:
+        raise UserError(f"{path} is a model for {header.get('task')}, not for {TASK}")
+    try:
+        segmenter = _from_header(header)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(
+            f"the header of {path} is damaged or of another version of effdense ({reason}); train or save it again"
+        ) from error
+    load_complete(segmenter.model, read_tensors(path), source=str(path))
+    segmenter.model.to(memory_format=torch.channels_last)
+    return segmenter
+
+
+def _from_header(header: dict[str, Any]) -> Segmenter:
+    """Return a segmenter as the header describes it, with random weights."""
+    preprocessing, class_names = header["preprocessing"], header["class_names"]
+    model = model_from_spec(spec_from_dict(header["model"]), len(class_names))
+    model.backbone.set_statistics(preprocessing["mean"], preprocessing["std"])
+    return Segmenter(
+        model,
+        class_names,
+        image_size=int(preprocessing["image_size"]),
+        inference=Inference(**header["inference"]),
+        header=header,
+    )
