@@ -28,6 +28,8 @@ _DECIMALS = 3
 """Of a coordinate in float32; enough for images of 16,000 pixels a side."""
 _RUN_DIGITS = 7
 """Most characters of one compressed run length, of five bits each."""
+_FARTHEST = 16
+"""Image sides that a polygon may reach beyond the image: tiles cut from a large image keep such polygons."""
 _Runs = dict[str, Any]
 
 
@@ -101,7 +103,7 @@ class Shapes:
         """Refuse what cannot have been drawn on this image; pycocotools' memory grows with the length of an outline."""
         sides = np.array(size_hw[::-1])
         low, high = points.min(axis=0), points.max(axis=0)
-        if (low < -sides).any() or (high > 2 * sides).any():
+        if (low < -_FARTHEST * sides).any() or (high > (1 + _FARTHEST) * sides).any():
             raise LabelError(
                 f"{self.where(row)}: its polygon reaches from {low[0]:g}, {low[1]:g} to {high[0]:g}, {high[1]:g}, far "
                 f"outside of the image of {sides[0]}x{sides[1]} pixels; polygons are expected in pixels of the image"
