@@ -80,7 +80,7 @@ def hard_pixels(cost: Tensor, counted: Tensor, threshold: float, min_share: floa
     Returns:
         bool, (B, H, W).
     """
-    own_p = torch.where(counted, torch.exp(-cost), 2.0)  # above every probability: ignored pixels come last
+    own_p = torch.exp(-cost)  # 1 where ignored: none is easier, so these come last
     hard = own_p < threshold
     if min_share > 0:
         wanted = (counted.sum().double() * min_share).ceil().long()

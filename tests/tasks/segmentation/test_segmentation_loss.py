@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 from effdense.errors import UserError
 from effdense.tasks.segmentation.loss import LOSS_TERMS, SegmentationLoss
 from effdense.tasks.segmentation.loss_terms import ignored_loss_settings, parse_terms
+from effdense.tasks.segmentation.losses import regions
+from effdense.tasks.segmentation.losses.pixels import hard_pixels
 
 K = 4
 WEIGHTS = [0.5, 2.0, 1.0, 3.0]
@@ -152,9 +155,7 @@ def test_lovasz_is_the_extension_of_the_jaccard_loss_by_its_definition(seed: int
         errors = [(1 - p[i, label] if i in true else p[i, label]).item() for i in range(len(labels))]
         order = sorted(range(len(errors)), key=lambda index: -errors[index])
         sets = [set(order[:count]) for count in range(len(order) + 1)]
-        steps = [
-            jaccard_loss(more, true) - jaccard_loss(less, true) for less, more in zip(sets, sets[1:], strict=False)
-        ]
+        steps = [jaccard_loss(more, true) - jaccard_loss(less, true) for less, more in itertools.pairwise(sets)]
         expected.append(sum(errors[index] * step for index, step in zip(order, steps, strict=True)))
     got = SegmentationLoss({"lovasz": 1.0}, 3)({"logits": logits}, masks)["lovasz"]
     assert got.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
@@ -320,6 +321,20 @@ def test_no_step_depends_on_a_value_that_a_gpu_would_have_to_hand_over(settings:
     assert losses["total"].shape == ()
 
 
+@pytest.mark.parametrize("present", [[], [1], [0, 2]], ids=["no class", "one", "two"])
+def test_what_a_gpu_computes_for_absent_classes_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, present: list[int]
+) -> None:
+    logits, masks = case()
+    masks[~torch.isin(masks, torch.tensor(present, dtype=torch.uint8))] = 255
+    loss = SegmentationLoss({"lovasz": 1.0}, K)
+    losses, gradient = value_and_gradient(loss, logits, masks)
+    monkeypatch.setattr(regions, "_worth_sorting", lambda true_pixels: list(range(len(true_pixels))))
+    on_gpu, gradient_there = value_and_gradient(loss, logits, masks)
+    assert torch.equal(on_gpu["lovasz"], losses["lovasz"])
+    assert torch.equal(gradient_there, gradient)
+
+
 def test_an_evaluation_without_gradients_keeps_nothing() -> None:
     logits, masks = case()
     with torch.no_grad():
@@ -365,6 +380,16 @@ def test_ohem_keeps_exactly_the_pixels_that_it_says(
     assert taught == kept
     expected = -torch.tensor([own_p[index] for index in kept]).log().mean() if kept else torch.tensor(0.0)
     torch.testing.assert_close(losses["ce"].detach(), expected)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+@pytest.mark.parametrize("min_share", [0.0, 0.1, 1.0])
+def test_an_ignored_pixel_is_never_hard(threshold: float, min_share: float) -> None:
+    cost = torch.tensor([0.0, 0.0, 0.0])  # as it is where ignored, and where certain
+    for counted in ([False] * 3, [False, True, True]):
+        hard = hard_pixels(cost, torch.tensor(counted), threshold, min_share)
+        assert not hard[0]
+        assert not hard.any() or min_share > 0
 
 
 def test_ohem_keeps_all_that_are_as_hard_as_the_last() -> None:
