@@ -7,7 +7,7 @@ is a class of neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ CLASSES_FILE = "classes.txt"
 BACKGROUND = "background"
 
 _BACKGROUND_NAMES = (BACKGROUND, "__background__", "_background_")
+_SHOWN = 10
 _VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled", "border")
 
 
@@ -78,6 +79,41 @@ def refuse_twice(names: Iterable[str], source: object) -> None:
     """
     if twice := _repeated(names):
         raise UserError(f"{source} names a class twice: {', '.join(twice)}")
+
+
+def refuse_strangers(names: Sequence[str], source: object, wanted: Sequence[str], wanted_by: object) -> None:
+    """Raise UserError if there are names that are not wanted; the text shows what only either side has.
+
+    Args:
+        names: class names of a data set.
+        source: where they come from.
+        wanted: class names of another data set, or of a model.
+        wanted_by: where those come from.
+    """
+    if strangers := [name for name in names if name not in wanted]:
+        missing = [name for name in wanted if name not in names]
+        only_there = f"; only {wanted_by} has {_quoted(missing)}" if missing else ""
+        raise UserError(
+            f"the classes differ: only {source} has {_quoted(strangers)}{only_there}; "
+            "use data with the same class names"
+        )
+
+
+def renumbering_note(source: object, wanted_by: object, added: Sequence[str]) -> str:
+    """Return the sentence that tells of classes that were renumbered by name.
+
+    Args:
+        source: where the classes come from.
+        wanted_by: whose numbers they get.
+        added: the classes that only the latter has.
+    """
+    lacking = f"; it does not list {_quoted(added)}" if added else ""
+    return f"{source}: classes renumbered by name to those of {wanted_by}{lacking}"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(repr(name) for name in names[:_SHOWN]) + more
 
 
 def _repeated(texts: Iterable[str]) -> list[str]:

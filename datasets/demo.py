@@ -66,11 +66,16 @@ def open_demo(root: Path | None, split: str) -> DetectionIndex:
     Raises:
         UserError: no such split, or the folder cannot be written.
     """
+    return open_coco(demo_folder(root, split), split, name="demo")
+
+
+def demo_folder(root: Path | None, split: str) -> Path:
+    """Return the folder of the demo set, drawing the set on first use; arguments and errors of `open_demo`."""
     if split not in DEMO_SPLITS:
         raise UserError(
             f"the demo set has no split {split!r}, only {', '.join(DEMO_SPLITS)}{nearest(split, list(DEMO_SPLITS))}"
         )
-    return open_coco(draw_demo(root or cache_folder()), split, name="demo")
+    return draw_demo(root or cache_folder())
 
 
 def draw_demo(parent: Path) -> Path:

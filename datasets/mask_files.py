@@ -148,7 +148,7 @@ def read_values(path: Path, *, one_bit: int = 1) -> UInt8:
             mode = image.mode
             pixels = np.array(image)  # (H, W) or (H, W, channels)
     if mode == "1":
-        return np.where(pixels, np.uint8(one_bit), np.uint8(0))
+        return np.asarray(np.where(pixels, one_bit, 0), np.uint8)
     if mode == "L":
         return _as_stored(pixels, data)
     if mode == "P":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from effdense.datasets.class_names import refuse_strangers, renumbering_note
 from effdense.datasets.coco import coco_splits, open_coco
 from effdense.datasets.demo import DEMO_SPLITS, open_demo
 from effdense.datasets.index import DetectionIndex
@@ -17,8 +18,6 @@ from effdense.errors import UserError, nearest
 
 DATASETS = ("demo", "coco", "voc")
 """What ``--dataset`` may name."""
-
-_SHOWN = 10
 
 
 def open_dataset(
@@ -80,13 +79,7 @@ def match_classes(index: DetectionIndex, class_names: Sequence[str], source: obj
     class_names = tuple(class_names)
     if index.class_names == class_names:
         return index
-    if strangers := [name for name in index.class_names if name not in class_names]:
-        missing = [name for name in class_names if name not in index.class_names]
-        only_there = f"; only {source} has {_listed(missing)}" if missing else ""
-        raise UserError(
-            f"the classes differ: only {index.source} has {_listed(strangers)}{only_there}; "
-            "use data with the same class names"
-        )
+    refuse_strangers(index.class_names, index.source, class_names, source)
     own_ids = dict(zip(index.class_names, index.category_ids, strict=True))
     free = max(index.category_ids, default=0) + 1
     added = [name for name in class_names if name not in own_ids]
@@ -95,8 +88,7 @@ def match_classes(index: DetectionIndex, class_names: Sequence[str], source: obj
     known = index.labels >= 0
     labels = index.labels.copy()
     labels[known] = table[index.labels[known]]
-    note = f"{index.source}: classes renumbered by name to those of {source}"
-    note += f"; it does not list {_listed(added)}" if added else ""
+    note = renumbering_note(index.source, source, added)
     return replace(
         index,
         class_names=class_names,
@@ -121,8 +113,3 @@ def _check_arguments(name: str, root: Path | None, annotations: Path | None, ima
         raise UserError("dataset 'voc' needs the folder that it lies in: --data-root DIR")
     if name == "coco" and root is None and annotations is None:
         raise UserError("dataset 'coco' needs the folder that it lies in, --data-root DIR, or --train-annotations FILE")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + more

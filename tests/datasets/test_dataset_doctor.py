@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from effdense.datasets import doctor
+from effdense.datasets import doctor, doctor_files
 from effdense.datasets.coco import open_coco
 from effdense.datasets.doctor import COLUMNS, Report, examine
 from effdense.datasets.voc import open_voc
@@ -266,13 +266,13 @@ def test_images_of_one_length_that_begin_differently_are_not_read_in_full(
     second[1000] ^= 1
     splits = _two_splits(tmp_path, coco_content(annotations=_annotations([1, 1, 9, 9])), first, bytes(second))
     read: list[int] = []
-    digest = doctor._digest
+    digest = doctor_files._digest
 
     def watched(path: Path, num_bytes: int) -> bytes:
         read.append(num_bytes)
         return digest(path, num_bytes)
 
-    monkeypatch.setattr(doctor, "_digest", watched)
+    monkeypatch.setattr(doctor_files, "_digest", watched)
     report = examine(splits)
     assert not any("flatter" in warning for warning in report.warnings)
     assert read == [65_536, 65_536]
