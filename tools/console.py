@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from effdense.tasks.detection.score import Scores
+    from effdense.tasks.segmentation.score import Scores as SegmentationScores
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -50,15 +53,33 @@ def show_training_result(best: Path, shown: Mapping[str, str]) -> None:
     print(f"model: {best}")
 
 
-def show_scores(scores: Scores) -> None:
-    """Print the twelve numbers, the classes, and what was written."""
+def show_segmentation_scores(scores: SegmentationScores) -> None:
+    """Print the classes, the means, and what was written."""
+    from effdense.tasks.segmentation.metrics.report import per_class_table, summary_table
+
+    console = _console()
+    console.print(per_class_table(scores.scores, scores.boundary))
+    console.print(summary_table(scores.scores, scores.boundary, scores.calibration))
+    _show_files(console, scores.files)
+
+
+def _console() -> Console:
     from rich.console import Console
 
+    console = Console()
+    return console if console.is_terminal else Console(width=120)  # a file or a pipe has no edge to wrap at
+
+
+def _show_files(console: Console, files: list[Path]) -> None:
+    for path in files:
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+
+
+def show_scores(scores: Scores) -> None:
+    """Print the twelve numbers, the classes, and what was written."""
     from effdense.tasks.detection.metrics.report import per_class_table, summary_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file or a pipe has no edge to wrap at
+    console = _console()
     console.print(per_class_table(scores.coco, scores.voc))
     console.print(summary_table(scores.coco))
     if scores.voc is not None:
@@ -67,5 +88,4 @@ def show_scores(scores: Scores) -> None:
         )
     for note in scores.coco.notes:
         console.print(note)
-    for path in scores.files:
-        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+    _show_files(console, scores.files)

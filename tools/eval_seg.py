@@ -13,8 +13,8 @@ from effdense.config import parse
 from effdense.tasks.segmentation.score_config import ScoreConfig, ignored_settings
 
 DESCRIPTION = (
-    "Score a trained segmenter on a data set (eval_seg.py MODEL --dataset voc --data-root DIR --split val), or a folder "
-    "of index PNGs (eval_seg.py --predictions masks/ --annotations truth/ --num-classes 21)."
+    "Score a trained segmenter on a data set (eval_seg.py MODEL --dataset voc --data-root DIR --split val), or masks "
+    "as index PNGs (eval_seg.py --predictions masks/ --annotations truth/ --num-classes 21)."
 )
 
 

@@ -38,8 +38,8 @@ class SegmentationConfig(TrainingSettings):
     backbone: str | None = "lite0"
     """Short name (b0 ... b8, l2, v2_s, lite0, edge_s ...) or any timm EfficientNet; see `effdense backbones`."""
     weights: str = "auto"
-    """auto (ImageNet's if they can be had, else random and said), imagenet (or an error), none, or a file: a backbone's,
-    a segmenter's, or a detector's, whose backbone is taken."""
+    """auto (ImageNet's if they can be had, else random and said), imagenet (or an error), none, or a file: of a
+    backbone, a segmenter, or a detector, whose backbone is taken."""
     image_size: int | None = None
     """Side of the square that the network sees, in pixels; by default 512 (demo: 128)."""
     drop_path_rate: float | None = None
@@ -60,7 +60,7 @@ class SegmentationConfig(TrainingSettings):
     """Where the masks come from: PNG files, COCO's instances drawn as masks, or COCO's panoptic PNGs; auto takes what
     the data set has."""
     classes: tuple[str, ...] | None = None
-    """Class names in the order of the mask values, the first for value 0; by default those of classes.txt, or of VOC."""
+    """Class names in the order of the mask values, the first for 0; by default those of classes.txt, or of VOC."""
     binary_masks: bool = False
     """The masks hold 0 and 255, and 255 is a class (foreground), not what is to be ignored."""
 
@@ -79,7 +79,7 @@ class SegmentationConfig(TrainingSettings):
     loss: str = "ce"
     """Sum of terms with weights, such as ce+0.5*dice; terms are ce, dice, lovasz, focal and tversky."""
     class_weights: tuple[float, ...] | None = None
-    """A weight for each class in ce and focal."""
+    """A weight for each class, in every term of the loss."""
     class_weighting: Literal["none", "median", "inverse_log"] = "none"
     """Weights from the pixel frequencies of the training split: median frequency balancing, or ENet's rule."""
     ohem_threshold: float = 0.0
@@ -134,9 +134,6 @@ def ignored_settings(config: SegmentationConfig) -> dict[str, str]:
         ignored |= dict.fromkeys(("tversky_alpha", "tversky_beta"), f"--loss {config.loss} has no tversky term")
     if "ce" not in terms:
         ignored["label_smoothing"] = f"--loss {config.loss} has no ce term"
-    if not {"ce", "focal"} & terms.keys():
-        reason = f"--loss {config.loss} has neither ce nor focal"
-        ignored |= dict.fromkeys(("class_weights", "class_weighting"), reason)
     if not config.ohem_threshold:
         ignored["ohem_min_share"] = "--ohem-threshold is 0"
     if config.window is None:

@@ -21,6 +21,7 @@ from effdense.tasks.segmentation.loss import SegmentationLoss, class_weights_fro
 from effdense.tasks.segmentation.loss_terms import parse_terms
 from effdense.tasks.segmentation.model import SegmentationModel, create_segmentation_model
 from effdense.tasks.segmentation.predict import Segmenter
+from effdense.tasks.segmentation.specs import get_architecture
 from effdense.training.device import choose_device
 from effdense.transforms import mean_fill, train_transform
 
@@ -163,12 +164,13 @@ def training_loader(config: SegmentationConfig, data: Data, segmenter: Segmenter
     """Build the loader of augmented batches.
 
     Raises:
-        UserError: batches of one image, from which BatchNorm cannot learn.
+        UserError: batches too small for the decoder's BatchNorm.
     """
-    if min(config.batch_size, len(data.train)) == 1:
+    least = get_architecture(config.arch).least_batch
+    if (images := min(config.batch_size, len(data.train))) < least:
         raise UserError(
-            "batches of one image leave the BatchNorm of pooled maps one value to learn from: give a larger "
-            "--batch-size, and as many images"
+            f"{config.arch} averages over the image, which leaves BatchNorm one value an image to learn from: batches "
+            f"of {images} are too small, give a larger --batch-size (and as many images), {least} or more"
         )
     size, scene = segmenter.image_size, config.scene_size
     transform = train_transform(

@@ -12,11 +12,12 @@ import torch
 
 from effdense.config import to_mapping
 from effdense.datasets.loading import BatchLoader
-from effdense.plots import plot_training, save_figure
+from effdense.plots import save_figure
 from effdense.tasks.segmentation.config import SegmentationConfig
 from effdense.tasks.segmentation.evaluate import Evaluation, evaluate
 from effdense.tasks.segmentation.loss import SegmentationLoss
 from effdense.tasks.segmentation.model import SegmentationModel
+from effdense.tasks.segmentation.plots import plot_training
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.tasks.segmentation.setup import (
     Data,

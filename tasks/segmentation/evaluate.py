@@ -1,0 +1,110 @@
+"""Score a segmenter on labelled images. The labels come from `Segmenter.stream`, the very code of prediction."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from effdense.datasets.images import read_rgb
+from effdense.datasets.index import stated_size
+from effdense.datasets.loading import eval_loader
+from effdense.datasets.segmentation_index import SegmentationIndex
+from effdense.tasks.segmentation.metrics.boundary import BoundaryIou
+from effdense.tasks.segmentation.metrics.calibration import CalibrationError
+from effdense.tasks.segmentation.metrics.confusion import ConfusionMatrix
+from effdense.tasks.segmentation.metrics.scores import SegmentationScores
+from effdense.tasks.segmentation.predict import Segmenter
+from effdense.types import Sample
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a segmenter, in pixels of the original images.
+
+    Attributes:
+        scores: what the confusion matrix says.
+        boundary: Boundary IoU, where it was asked for.
+        calibration: calibration error, where it was asked for.
+        images_per_second: from image file to label map and its comparison.
+    """
+
+    scores: SegmentationScores
+    boundary: BoundaryIou | None
+    calibration: CalibrationError | None
+    images_per_second: float
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur, in 0..1; 0 where nothing is labelled."""
+        return self.scores.miou if self.scores.miou == self.scores.miou else 0.0
+
+
+def evaluate(
+    segmenter: Segmenter,
+    index: SegmentationIndex,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    boundary: bool = False,
+    calibration: bool = False,
+) -> Evaluation:
+    """Label every image of a data set and compare with its masks.
+
+    Args:
+        segmenter: its classes must be the data set's, in the same order (``match_segmentation_classes`` sees to that).
+        index: images with masks.
+        batch_size: images, or windows, in a forward pass.
+        workers: processes that load images.
+        boundary: Boundary IoU too.
+        calibration: calibration error too, for which each image's probabilities are held once.
+
+    Raises:
+        UserError: an image or a mask cannot be read, or a forward pass does not fit into memory.
+    """
+    if segmenter.class_names != index.class_names:
+        raise ValueError("the data set is not in the order of the model's classes: see match_segmentation_classes")
+    confusion = ConfusionMatrix(len(index.class_names))
+    outlines = BoundaryIou(len(index.class_names)) if boundary else None
+    certainty = CalibrationError() if calibration else None
+    started = time.perf_counter()
+    position = 0
+    loader = eval_loader(
+        _Images(index),
+        segmenter.transform,
+        batch_size=segmenter.images_per_batch(batch_size),
+        workers=workers,
+        device=segmenter.device,
+    )
+    for batch in loader:
+        for found in segmenter.stream(batch, batch_size=batch_size, probabilities=calibration):
+            truth = index.masks.read(position, (found.mask.shape[0], found.mask.shape[1]))
+            where = index.masks.where(position)
+            confusion.update(truth, found.mask, where=where)
+            if outlines is not None:
+                outlines.update(truth, found.mask, where=where)
+            if certainty is not None:
+                assert found.probabilities is not None
+                certainty.update(truth, found.mask, found.probabilities.max(axis=0))
+            position += 1
+    seconds = time.perf_counter() - started
+    scores = SegmentationScores.of(confusion, index.class_names)
+    return Evaluation(scores, outlines, certainty, len(index) / max(seconds, 1e-9))
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of an index without their masks, which are compared in their own size and need no transform."""
+
+    index: SegmentationIndex
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def sample(self, position: int) -> Sample:
+        """Read an image; the mask only where it must say whether the image is turned."""
+        stated = stated_size(self.index.sizes_hw, position)
+        if stated is None:
+            return self.index.sample(position).replace(mask=None)
+        image = read_rgb(self.index.path(position), stated)
+        image_id = int(self.index.image_ids[position])
+        return Sample(image=image, image_id=image_id, original_size_hw=stated, resized_size_hw=stated)

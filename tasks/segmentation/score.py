@@ -1,0 +1,124 @@
+"""Everything behind ``eval-seg``: a model on a data set, or masks in a folder, scored and written down."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effdense.datasets.layout import default_root
+from effdense.datasets.segmentation_doctor import examine_masks
+from effdense.datasets.segmentation_index import SegmentationIndex
+from effdense.datasets.segmentation_opening import match_segmentation_classes, open_segmentation
+from effdense.tasks.segmentation.evaluate import evaluate
+from effdense.tasks.segmentation.metrics.boundary import BoundaryIou
+from effdense.tasks.segmentation.metrics.calibration import CalibrationError
+from effdense.tasks.segmentation.metrics.folders import score_folders
+from effdense.tasks.segmentation.metrics.report import write_report
+from effdense.tasks.segmentation.metrics.scores import SegmentationScores
+from effdense.tasks.segmentation.predict import Segmenter, load_segmenter
+from effdense.tasks.segmentation.score_config import ScoreConfig
+from effdense.training.device import choose_device
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation yields.
+
+    Attributes:
+        scores: what the confusion matrix says.
+        boundary: Boundary IoU, if wanted.
+        calibration: calibration error, if wanted and there are probabilities.
+        files: what was written.
+    """
+
+    scores: SegmentationScores
+    boundary: BoundaryIou | None = None
+    calibration: CalibrationError | None = None
+    files: list[Path] = field(default_factory=list)
+
+
+def score(config: ScoreConfig) -> Scores:
+    """Do what the settings say.
+
+    Raises:
+        UserError: anything about files, classes or settings that the user can mend.
+    """
+    if config.predictions is not None:
+        return score_files(config)
+    return score_model(config)
+
+
+def score_files(config: ScoreConfig) -> Scores:
+    """Score a folder of index PNGs against another."""
+    assert config.predictions is not None
+    assert config.annotations is not None
+    assert config.num_classes is not None
+    found = score_folders(
+        config.predictions,
+        config.annotations,
+        config.num_classes,
+        class_names=config.classes,
+        boundary=config.boundary,
+        binary=config.binary_masks,
+    )
+    log.info("%d masks", found.num_images)
+    return _report(config, Scores(found.scores, found.boundary), {"images": found.num_images})
+
+
+def score_model(config: ScoreConfig) -> Scores:
+    """Run a model over a split and score its label maps."""
+    assert config.model is not None
+    segmenter = load_segmenter(config.model).to(choose_device(config.device))
+    given = {name: getattr(config, name) for name in ("window", "stride", "scene_size", "tta")}
+    segmenter = segmenter.with_inference(**{name: value for name, value in given.items() if value is not None})
+    if config.image_size is not None:
+        segmenter = segmenter.with_image_size(config.image_size)
+    index = open_split(config, segmenter)
+    evaluation = evaluate(
+        segmenter,
+        index,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        boundary=config.boundary,
+        calibration=config.calibration,
+    )
+    speed = evaluation.images_per_second
+    log.info("%d images, %.1f images a second from file to scored label map", len(index), speed)
+    scores = Scores(evaluation.scores, evaluation.boundary, evaluation.calibration)
+    return _report(config, scores, {"images": len(index), "images_per_second": speed})
+
+
+def open_split(config: ScoreConfig, segmenter: Segmenter) -> SegmentationIndex:
+    """Open the split to score on, examined, with the classes of the segmenter."""
+    root = config.data_root
+    if root is None and config.dataset in ("voc", "coco") and config.annotations is None:
+        root = default_root(config.dataset)
+    index = open_segmentation(
+        config.dataset,
+        root,
+        config.split,
+        classes=config.classes,
+        binary=config.binary_masks,
+        labels=config.labels,
+        annotations=config.annotations,
+        images=config.images,
+    )
+    index = match_segmentation_classes(index, segmenter.class_names, config.model)
+    report = examine_masks({config.split: index}, skip_broken=config.skip_broken)
+    for line in report.lines():
+        log.info("%s", line)
+    report.raise_errors()
+    return report.sound[config.split]
+
+
+def _report(config: ScoreConfig, scores: Scores, more: dict[str, Any]) -> Scores:
+    if config.out is None:
+        return scores
+    names = ("model", "dataset", "data_root", "split", "annotations", "predictions", "window", "stride", "tta")
+    about = {name: None if getattr(config, name) is None else str(getattr(config, name)) for name in names}
+    files = write_report(config.out, scores.scores, scores.boundary, scores.calibration, about={**about, **more})
+    return Scores(scores.scores, scores.boundary, scores.calibration, files)
