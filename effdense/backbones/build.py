@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import timm
 from timm.models import efficientnet as timm_efficientnet
 from timm.models._efficientnet_builder import BN_EPS_TF_DEFAULT
-from torch import nn
+from torch import Tensor, nn
 
 from effdense.backbones.backbone import Backbone
 from effdense.backbones.naming import HEAD, to_timm
@@ -26,8 +26,7 @@ from effdense.backbones.sources import (
     pretrained_statistics,
 )
 from effdense.backbones.specs import BackboneSpec
-from effdense.backbones.statistics import Triple, triple
-from effdense.backbones.weights import load_complete, read_state
+from effdense.backbones.weights import load_complete, read_state, recorded_backbone, recorded_statistics
 from effdense.errors import UserError, nearest
 
 _LOG = logging.getLogger("effdense")
@@ -128,8 +127,9 @@ def _find_weights(spec: BackboneSpec, weights: str, *, scaled: bool, offline: bo
             raise UserError(f"weights is {weights!r}, which is no file; expected {', '.join(_SOURCES)} or a file{near}")
         state, header = read_state(weights)
         lite = spec.family == "lite" and "_conv_stem.weight" in state
-        mean, std = (LITE_MEAN, LITE_STD) if lite else pretrained_statistics(spec)
-        return Pretrained(state, f"file {weights}", *_recorded_statistics(header, (mean, std)))
+        default = (LITE_MEAN, LITE_STD) if lite else pretrained_statistics(spec)
+        mean, std = recorded_statistics(header) or default
+        return Pretrained(state, f"file {weights}", mean, std, **_told(header))
     try:
         if scaled:
             raise WeightsUnavailableError("no weights exist for a network scaled by depth and width")
@@ -143,6 +143,12 @@ def _find_weights(spec: BackboneSpec, weights: str, *, scaled: bool, offline: bo
         return None
 
 
+def _told(header: dict[str, Any]) -> dict[str, str]:
+    """Return what the header of an effdense file says of the model that its weights are from."""
+    task, name = header.get("task"), recorded_backbone(header)
+    return {"task": task if isinstance(task, str) else "", "backbone": name or ""}
+
+
 def _fill(backbone: Backbone, network: nn.Module, loaded: Pretrained) -> None:
     """Load weights into a backbone; the classifier's head and stages deeper than the backbone are not needed."""
     stages = network.get_submodule("blocks").children()
@@ -151,19 +157,34 @@ def _fill(backbone: Backbone, network: nn.Module, loaded: Pretrained) -> None:
     needed = {
         name: value for name, value in state.items() if not name.startswith(HEAD) and (name in own or name not in whole)
     }
-    load_complete(backbone, needed, source=loaded.source)
+    _check_depth(backbone, needed, loaded.source)
+    try:
+        load_complete(backbone, needed, source=loaded.source)
+    except UserError as error:
+        if loaded.backbone in ("", backbone.name):
+            raise
+        raise UserError(f"{error}; the file is for backbone {loaded.backbone!r}, not {backbone.name!r}") from error
     backbone.weights_source = f"{loaded.source} ({naming} names)"
+    if loaded.task:
+        _LOG.info(
+            "backbone %s takes all of its %d weights from %s, a %s file of effdense, and its mean %s and std %s",
+            *(backbone.name, len(needed), loaded.source, loaded.task, _rounded(loaded.mean), _rounded(loaded.std)),
+        )
 
 
-def _recorded_statistics(
-    header: dict[str, Any], default: tuple[Sequence[float], Sequence[float]]
-) -> tuple[Triple, Triple]:
-    """Return the mean and std that an effdense model file records, else the default."""
-    for place in (header, header.get("preprocessing"), header.get("backbone")):
-        if isinstance(place, dict) and "mean" in place and "std" in place:
-            return triple(place["mean"]), triple(place["std"])
-    mean, std = default
-    return triple(mean), triple(std)
+def _check_depth(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a backbone that was cut, as PSPNet's is, where a deeper one is to be filled."""
+    last = max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
+    lacking = [str(number) for number in range(last + 1, len(backbone.blocks))]
+    if last >= 0 and lacking:
+        raise UserError(
+            f"weights from {source} are of a backbone that ends after stage {last}, as a PSPNet's does; here "
+            f"{backbone.name!r} needs stages {', '.join(lacking)} too: take weights of a whole backbone"
+        )
+
+
+def _rounded(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 def published_size(spec: BackboneSpec) -> tuple[int, int]:

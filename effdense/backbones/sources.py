@@ -48,12 +48,16 @@ class Pretrained:
         source: where they came from, as a sentence without a full stop.
         mean: of the input in 0..1 they were trained with.
         std: likewise.
+        task: what the weights were trained for, where a file of effdense says it, else empty.
+        backbone: name of the network, likewise.
     """
 
     state: dict[str, Tensor]
     source: str
     mean: Triple
     std: Triple
+    task: str = ""
+    backbone: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,24 @@ import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from effdense.errors import UserError
+from effdense.backbones.statistics import Triple, triple
+from effdense.errors import UserError, nearest
+from effdense.training.checkpoint import save_model
+
+if TYPE_CHECKING:
+    from effdense.backbones.backbone import Backbone
 
 _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights in a larger file; averaged weights come first, as they evaluate better."""
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What training scripts, DistributedDataParallel and torch.compile put before every name."""
 
 _LISTED = 10
 """How many names an error lists of each kind."""
@@ -49,6 +57,68 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _read_torch(path)
     what = "is empty" if not start else "is neither a safetensors nor a torch file, or is damaged"
     raise UserError(f"{path} {what}; fetch or save it again")
+
+
+def read_model_state(path: str | Path, words: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``--weights`` names, as ``read_state`` does; what is put before every name is taken off.
+
+    Args:
+        path: the file.
+        words: what the option takes in place of a file, to tell a mistyped word from a file that is not there.
+
+    Raises:
+        UserError: it cannot be read; where it looks like a mistyped word, the message lists those.
+    """
+    if Path(path).name == str(path) and not Path(path).suffix and not Path(path).exists():
+        known = ", ".join(words)
+        raise UserError(
+            f"weights is {str(path)!r}, which is no file; expected {known} or a file{nearest(str(path), tuple(words))}"
+        )
+    state, header = read_state(path)
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return state, header
+
+
+def recorded_statistics(header: Mapping[str, Any]) -> tuple[Triple, Triple] | None:
+    """Return the mean and std that a model file of effdense records, of either task or of a backbone alone.
+
+    Raises:
+        UserError: what it records is no three numbers.
+    """
+    for place in (header, header.get("preprocessing"), header.get("backbone")):
+        if isinstance(place, Mapping) and "mean" in place and "std" in place:
+            try:
+                return triple(place["mean"], "a recorded mean"), triple(place["std"], "a recorded std")
+            except (TypeError, ValueError) as error:
+                raise UserError(f"the header of a weight file is damaged: {error}") from error
+    return None
+
+
+def recorded_backbone(header: Mapping[str, Any]) -> str | None:
+    """Return the name of the backbone in a model file of effdense, where the file says it."""
+    model = header.get("model")
+    name = model.get("backbone") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def save_backbone(backbone: Backbone, path: str | Path) -> None:
+    """Write a backbone alone, with the mean and std of its input, to a file that ``create_backbone`` loads again.
+
+    Args:
+        backbone: of any model, whatever its strides.
+        path: ends in .safetensors.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    header = {
+        "task": "backbone",
+        "model": {"backbone": backbone.name},
+        "preprocessing": {"mean": list(backbone.mean), "std": list(backbone.std)},
+    }
+    save_model(Path(path), backbone, header)
 
 
 def load_complete(

@@ -36,6 +36,7 @@ class BiFPN(nn.Module):
         repeats: int = 3,
         fusion: str = "fastattn",
         act: str = "silu",
+        finest_only: bool = False,
     ):
         """Build the pyramid.
 
@@ -47,6 +48,8 @@ class BiFPN(nn.Module):
             repeats: how many times the two-way fusion is applied.
             fusion: ``"fastattn"``, learned non-negative weights divided by their sum, or ``"sum"``, a plain sum.
             act: ``"silu"`` or ``"relu6"``.
+            finest_only: yield the finest level alone, for a head that reads no other; the last repeat then ends with
+                its top-down pass, as nothing would ever read or train its bottom-up one.
 
         Raises:
             ValueError: if the values do not fit together.
@@ -54,14 +57,15 @@ class BiFPN(nn.Module):
         super().__init__()
         _check(in_channels, in_strides, num_levels, repeats, fusion)
         self.num_inputs = len(in_channels)
-        self.channels = (channels,) * num_levels
-        self.strides = tuple(in_strides[0] * 2**level for level in range(num_levels))
+        levels_out = 1 if finest_only else num_levels
+        self.channels = (channels,) * levels_out
+        self.strides = tuple(in_strides[0] * 2**level for level in range(levels_out))
         sources = [in_channels[-1]] + [channels] * (num_levels - len(in_channels) - 1)
         self.extra = nn.ModuleList(_lateral(source, channels) for source in sources[: num_levels - len(in_channels)])
         widths = list(in_channels) + [channels] * (num_levels - len(in_channels))
         cells = []
-        for _ in range(repeats):
-            cells.append(_Cell(widths, channels, fusion, act))
+        for number in range(1, repeats + 1):
+            cells.append(_Cell(widths, channels, fusion, act, finest_only=finest_only and number == repeats))
             widths = [channels] * num_levels
         self.cells = nn.Sequential(*cells)
         for module in self.modules():
@@ -69,7 +73,7 @@ class BiFPN(nn.Module):
                 init_glorot_uniform(module)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Map the backbone's features, finest first, to ``num_levels`` maps of (B, channels, h, w).
+        """Map the backbone's features, finest first, to one (B, channels, h, w) for each level that comes out.
 
         Maps finer than those that the pyramid was built for, as another head on the same backbone may need, come first
         in the list and are left aside.
@@ -86,16 +90,18 @@ class _Cell(nn.Module):
 
     Top-down, each level but the coarsest is fused with the one above; bottom-up, each level but the finest is fused
     from its input, its top-down result and the level below. The coarsest level has no top-down result of its own.
+    With ``finest_only`` there is no bottom-up pass, and the finest level comes out alone.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int, fusion: str, act: str):
+    def __init__(self, in_channels: Sequence[int], channels: int, fusion: str, act: str, finest_only: bool = False):
         super().__init__()
         last = len(in_channels) - 1
+        bottom_up = range(1, 1 if finest_only else last + 1)
         # The first level's input is used once, the middle ones' twice: each use has a 1x1 convolution of its own.
         self.down_laterals = nn.ModuleList(_lateral(width, channels) for width in in_channels)
-        self.up_laterals = nn.ModuleList(_lateral(width, channels) for width in in_channels[1:-1])
+        self.up_laterals = nn.ModuleList(_lateral(in_channels[level], channels) for level in bottom_up if level < last)
         self.down = nn.ModuleList(_Node(2, channels, fusion, act) for _ in range(last))
-        self.up = nn.ModuleList(_Node(3 if level < last else 2, channels, fusion, act) for level in range(1, last + 1))
+        self.up = nn.ModuleList(_Node(3 if level < last else 2, channels, fusion, act) for level in bottom_up)
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
         last = len(pyramid) - 1
@@ -104,7 +110,7 @@ class _Cell(nn.Module):
         for i in range(last - 1, -1, -1):
             down[i] = self.down[i]([laterals[i], resize_like(down[i + 1], laterals[i])])
         out = [down[0]]
-        for i in range(1, last + 1):
+        for i in range(1, len(self.up) + 1):
             below = halve(out[-1])
             inputs = [self.up_laterals[i - 1](pyramid[i]), down[i], below] if i < last else [laterals[i], below]
             out.append(self.up[i - 1](inputs))

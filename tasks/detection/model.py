@@ -67,7 +67,7 @@ def create_efficientdet(
         num_classes: K.
         backbone: name of the backbone, or one ready made; default is the configuration's own.
         weights: ``"auto"``, ``"imagenet"`` or ``"none"`` concern the backbone, as for ``create_backbone``; ``"coco"``
-            is the whole detector's, as published; else a file of either.
+            is the whole detector's, as published; else a file of either. Of a segmentation model, the backbone is used.
         replace_head: leave the class head's last layer untrained where the weights are for other classes.
         class_names: what the classes are called; a file that says other names is refused without ``replace_head``.
             Of published weights the rows of these names are used, where all are among COCO's.

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from effdense.backbones.registry import resolve_backbone
 from effdense.backbones.sources import PROBE_SECONDS, why_unreachable
-from effdense.backbones.weights import load_complete, read_state
-from effdense.errors import UserError, nearest
+from effdense.backbones.weights import load_complete, read_model_state, recorded_statistics
+from effdense.errors import UserError
 from effdense.tasks.detection.coco_names import COCO_ROWS, coco_id
 from effdense.tasks.detection.specs import SPECS, EfficientDetSpec
 
@@ -35,7 +35,6 @@ CLASS_OUTPUT = "head.classes.predict.pointwise."
 
 _WORDS = ("auto", "imagenet", "coco", "none")
 _STALLED_SECONDS = 30.0
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 _RENAMES = (
     (r"conv_dw\.", "depthwise."),
@@ -83,16 +82,7 @@ def read_weights(path: str | Path) -> DetectorFile:
     Raises:
         UserError: if it cannot be read; where it looks like a mistyped word for a source, the message lists those.
     """
-    if Path(path).name == str(path) and not Path(path).suffix and not Path(path).exists():
-        known = ", ".join(_WORDS)
-        raise UserError(
-            f"weights is {str(path)!r}, which is no file; expected {known} or a file{nearest(str(path), _WORDS)}"
-        )
-    state, header = read_state(path)
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): value for name, value in state.items()}
-    return DetectorFile(str(path), state, header)
+    return DetectorFile(str(path), *read_model_state(path, _WORDS))
 
 
 def load_detector(
@@ -134,7 +124,7 @@ def load_detector(
     elif replace_head:
         _LOG.warning("--replace-head changes nothing: %s is for the same classes", file.source)
     load_complete(model, state, source=file.source)
-    statistics = (spec.mean, spec.std) if file.is_effdet else _recorded_statistics(file.header)
+    statistics = (spec.mean, spec.std) if file.is_effdet else recorded_statistics(file.header)
     if statistics is not None:
         model.backbone.set_statistics(*statistics)
     model.backbone.weights_source = f"{file.source} (whole detector)"
@@ -322,11 +312,3 @@ def _download(url: str, path: Path, offline: bool) -> None:
         raise UserError(f"COCO weights cannot be had: {error}; {remedy}") from error
     finally:
         socket.setdefaulttimeout(patience)
-
-
-def _recorded_statistics(header: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
-    """Mean and std that one of our model files records."""
-    for place in (header, header.get("preprocessing"), header.get("backbone")):
-        if isinstance(place, Mapping) and "mean" in place and "std" in place:
-            return list(place["mean"]), list(place["std"])
-    return None
