@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from effdense.json_files import jsonable
 from effdense.tasks.segmentation.metrics.labels import LabelMap, check_alike, on_host
 from effdense.tasks.segmentation.metrics.processes import summed
 from effdense.tasks.segmentation.metrics.scores import Float64
-from effdense.types import IGNORE_INDEX, Float32, Int64
+from effdense.types import IGNORE_INDEX, Int64
 
 if TYPE_CHECKING:
     import torch
+
+Floats: TypeAlias = "npt.NDArray[np.floating[Any]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ class CalibrationError:
         self._correct: Int64 = np.zeros(num_bins, np.int64)
         self._confidence: Float64 = np.zeros(num_bins, np.float64)
 
-    def update(self, truth: LabelMap, predicted: LabelMap, confidence: Float32 | torch.Tensor) -> None:
+    def update(self, truth: LabelMap, predicted: LabelMap, confidence: Floats | torch.Tensor) -> None:
         """Add one image or a batch.
 
         Args:

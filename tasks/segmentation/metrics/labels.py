@@ -91,7 +91,7 @@ def no_class(whose: str, label: int, num_classes: int) -> str:
 
 def _complaint(whose: str, labels: UInt8, wrong: Bool, num_classes: int, where: str) -> str:
     place = tuple(int(axis) for axis in np.unravel_index(int(wrong.argmax()), wrong.shape))
-    at = f"row {place[-2]}, column {place[-1]}" if len(place) > 1 else f"position {place[-1]}"
+    at = f"x {place[-1]}, y {place[-2]}" if len(place) > 1 else f"position {place[-1]}"
     if len(place) > 2:
         at = f"map {', '.join(str(axis) for axis in place[:-2])}, {at}"
     same = int((labels[wrong] == labels[place]).sum())
