@@ -98,7 +98,7 @@ class Albumentation:
             labels=sample.labels[chosen],
             crowd=sample.crowd[chosen],
             difficult=sample.difficult[chosen],
-            mask=result.get("mask"),
+            mask=None if sample.mask is None else np.ascontiguousarray(result["mask"]),
             resized_size_hw=(height, width),
         )
         return keep_boxes(sample, boxes, self.boxes)

@@ -15,6 +15,7 @@ from effdense.transforms.base import BoxRule, check_fill, check_share, check_siz
 from effdense.types import IGNORE_INDEX, Float32, Sample, UInt8
 
 _AREA_BELOW = 0.7
+_MOST_WINDOWS = 10
 MASK_INTERPOLATION = cv2.INTER_NEAREST_EXACT
 """INTER_NEAREST is half a pixel off against INTER_LINEAR; the exact one samples at pixel centres, as bilinear does."""
 
@@ -85,47 +86,86 @@ class Resize:
 
 
 class RandomScaleCrop:
-    """Scale jitter: resize to a random multiple of the target, then crop a random window of the target's size.
+    """Scale jitter: resize by a random factor, then crop a random window of the target's size.
 
-    The factor is uniform in ``scale`` and multiplies the target; what is smaller than the target is left for ``Pad``,
-    what is larger loses all but one window, whose offset is uniform. Same distribution and rounding as effdet's
-    ``RandomResizePad``; the range 0.1 to 2 is EfficientDet's (Tan et al. 2020, section 5.1).
+    Scale 1 fits the image into the target, or into another scene, or leaves it its own pixels; the factor multiplies
+    that and is uniform in ``scale``. What is smaller than the target is left for ``Pad``, what is larger loses all but
+    one window, whose offset is uniform. Same distribution and rounding as effdet's ``RandomResizePad``; the range 0.1
+    to 2 is EfficientDet's (Tan et al. 2020, section 5.1), 0.5 to 2 is usual for segmentation.
+
+    With ``max_class_share`` below 1, and where there is a mask, up to ten windows are drawn until in one no class has
+    more than this share of the labelled pixels; the last is kept. (The custom of DeepLab's and PSPNet's trainers in
+    MMSegmentation, its ``cat_max_ratio``, there 0.75.) A window with nothing labelled is drawn again too.
     """
 
     def __init__(
-        self, size_hw: Sequence[int], scale: tuple[float, float] = (0.1, 2.0), boxes: BoxRule | None = None
+        self,
+        size_hw: Sequence[int],
+        scale: tuple[float, float] = (0.1, 2.0),
+        boxes: BoxRule | None = None,
+        *,
+        scene_hw: Sequence[int] | None = None,
+        own_size: bool = False,
+        max_class_share: float = 1.0,
     ) -> None:
         """Check the parameters.
 
         Args:
             size_hw: the target, in pixels.
-            scale: least and greatest factor, applied to the target's sides.
+            scale: least and greatest factor.
             boxes: which boxes stay after the crop.
+            scene_hw: what scale 1 fits the image into, in pixels; by default the target.
+            own_size: scale 1 is the image's own size.
+            max_class_share: most that one class may have of a window's labelled pixels, above 0 and up to 1; 1 is off
+                and draws no random number more.
 
         Raises:
-            UserError: a size or a range that makes no sense.
+            UserError: a size, a range or a share that makes no sense, or both a scene and the own size.
         """
         self.size_hw = check_size(size_hw)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] or not np.isfinite(scale[1]):
             raise UserError(f"scale is a range of two positive factors, the smaller first, got {scale}")
+        if own_size and scene_hw is not None:
+            raise UserError(f"scale 1 is either the image's own size or a scene of {tuple(scene_hw)}, not both")
+        if not 0 < max_class_share <= 1:
+            raise UserError(f"max_class_share must lie above 0 and up to 1 (off), got {max_class_share}")
         self.scale = (float(scale[0]), float(scale[1]))
         self.boxes = boxes or BoxRule()
+        self.scene_hw = None if own_size else self.size_hw if scene_hw is None else check_size(scene_hw)
+        self.max_class_share = max_class_share
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the sample, no larger than the target in height and in width."""
         factor = rng.uniform(*self.scale)
-        scaled_hw = resized_size(sample.image.shape[:2], [factor * side for side in self.size_hw])
-        top, left = (
-            int(max(0, scaled - side) * rng.random()) for scaled, side in zip(scaled_hw, self.size_hw, strict=True)
-        )
-        sample = _resize_to(sample, scaled_hw)
-        if scaled_hw[0] > self.size_hw[0] or scaled_hw[1] > self.size_hw[1]:
+        image_hw = sample.image.shape[:2]
+        sample = _resize_to(sample, resized_size(image_hw, [factor * side for side in self.scene_hw or image_hw]))
+        top, left = self._window(sample, rng)
+        if sample.image.shape[0] > self.size_hw[0] or sample.image.shape[1] > self.size_hw[1]:
             window = (slice(top, top + self.size_hw[0]), slice(left, left + self.size_hw[1]))
             image = np.ascontiguousarray(sample.image[window])
             mask = None if sample.mask is None else np.ascontiguousarray(sample.mask[window])
             sample = sample.replace(image=image, mask=mask, resized_size_hw=image.shape[:2])
         moved = sample.boxes_xyxy - np.array([left, top, left, top], np.float32)
         return keep_boxes(sample, moved, self.boxes)
+
+    def _window(self, sample: Sample, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw the window's top and left."""
+        room = [max(0, side - most) for side, most in zip(sample.image.shape[:2], self.size_hw, strict=True)]
+        for _ in range(_MOST_WINDOWS):
+            top, left = (int(pixels * rng.random()) for pixels in room)
+            if sample.mask is None or self.max_class_share == 1 or not any(room):
+                break
+            shown = sample.mask[top : top + self.size_hw[0], left : left + self.size_hw[1]]
+            if largest_class_share(shown) <= self.max_class_share:
+                break
+        return top, left
+
+
+def largest_class_share(mask: UInt8) -> float:
+    """Return what the most frequent class has of the labelled pixels; infinity where none is labelled."""
+    counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    labelled = int(counts.sum())
+    return int(counts.max()) / labelled if labelled else float("inf")
 
 
 class Flip:

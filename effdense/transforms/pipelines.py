@@ -24,6 +24,9 @@ def train_transform(
     randaugment_magnitude: float = 5.0,
     min_visible: float = 0.1,
     min_box_size: float = 1.0,
+    scene_size_hw: Sequence[int] | None = None,
+    own_size: bool = False,
+    max_class_share: float = 1.0,
 ) -> Transform:
     """Return the augmentation of training, up to the padded image.
 
@@ -33,7 +36,7 @@ def train_transform(
     Args:
         image_size_hw: size of the padded image, in pixels.
         fill: colour of the padding, RGB in 0..255 (``mean_fill`` of the backbone's mean).
-        scale: range of the scale jitter, as multiples of the image size; (1, 1) is evaluation's resize.
+        scale: range of the scale jitter; scale 1 fits the whole image into the image size, as evaluation does.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         photometric: strength 0..1 of random brightness, contrast, saturation (each +- 40 % at 1) and hue (+- 4 % of the
@@ -42,13 +45,20 @@ def train_transform(
         randaugment_magnitude: their strength, 0..10.
         min_visible: share of a box's area that must survive a crop or a warp, or the box is dropped.
         min_box_size: least width and height of a box after a crop or a warp, in pixels, or the box is dropped.
+        scene_size_hw: what scale 1 fits the whole image into instead, in pixels; the image size is then a window on it.
+        own_size: scale 1 is the image's own pixels instead.
+        max_class_share: most that one class may have of the labelled pixels of a crop, if one of ten windows obeys;
+            above 0, and 1 is off.
 
     Raises:
         UserError: a value out of range.
     """
     rule = BoxRule(min_size=min_box_size, min_visible=min_visible)
     check_share("photometric", photometric)
-    steps: list[Transform] = [RandomScaleCrop(image_size_hw, scale, rule), Flip(hflip, vflip)]
+    crop = RandomScaleCrop(
+        image_size_hw, scale, rule, scene_hw=scene_size_hw, own_size=own_size, max_class_share=max_class_share
+    )
+    steps: list[Transform] = [crop, Flip(hflip, vflip)]
     if photometric > 0:
         steps.append(Photometric(**{name: photometric * full for name, full in _FULL_PHOTOMETRIC.items()}))
     if randaugment_ops != 0:

@@ -2,7 +2,8 @@
 
 Operations and ranges are the paper's (its magnitude 0..10 spans the ranges of AutoAugment, Cubuk et al. 2019, table 6):
 enhancement factors 1 +- 0.9, shear 0.3, rotation 30 degrees, translation 150 of 331 pixels, posterize down to 4 bits.
-Geometric operations move the boxes to the bounds of their moved corners.
+Geometric operations move the boxes to the bounds of their moved corners, and come last: what they bring in keeps its
+colour.
 """
 
 from __future__ import annotations
@@ -101,25 +102,32 @@ _ALWAYS: dict[str, Callable[[_Context], list[Transform]]] = {
     "autocontrast": lambda context: [AutoContrast()],
     "equalize": lambda context: [Albumentation("Equalize", {"p": 1.0})],
 }
-_BY_STRENGTH: dict[str, Callable[[_Context], list[Transform]]] = {
+_COLOURS: dict[str, Callable[[_Context], list[Transform]]] = {
     "posterize": _Context.posterize,
     "solarize": _Context.solarize,
     "color": lambda context: context.colour("saturation"),
     "contrast": lambda context: context.colour("contrast"),
     "brightness": lambda context: context.colour("brightness"),
     "sharpness": _Context.sharpness,
+}
+_GEOMETRIC: dict[str, Callable[[_Context], list[Transform]]] = {
     "rotate": lambda context: context.affine("rotate", "", 30.0),
     "shear_x": lambda context: context.affine("shear", "x", math.degrees(math.atan(0.3))),
     "shear_y": lambda context: context.affine("shear", "y", math.degrees(math.atan(0.3))),
     "translate_x": lambda context: context.affine("translate_percent", "x", 150 / 331),
     "translate_y": lambda context: context.affine("translate_percent", "y", 150 / 331),
 }
+_BY_STRENGTH = {**_COLOURS, **_GEOMETRIC}
 RANDAUGMENT_OPERATIONS = (*_ALWAYS, *_BY_STRENGTH)
 """Every operation by name; the last five move boxes."""
 
 
 class RandAugment:
-    """Apply a number of operations, each drawn uniformly with replacement and with a random sign, at one magnitude."""
+    """Apply a number of operations, each drawn uniformly with replacement and with a random sign, at one magnitude.
+
+    Those that change colours are applied before those that move pixels, each kind in the order drawn: afterwards they
+    would recolour what was brought in, which is to look as padding does in evaluation.
+    """
 
     def __init__(
         self,
@@ -151,10 +159,12 @@ class RandAugment:
         self.num_ops = int(num_ops)
         context = _Context(magnitude / MAX_MAGNITUDE, check_fill(fill), boxes or BoxRule())
         self._variants = [_variants(name, context) for name in operations]
+        self._geometric = [name in _GEOMETRIC for name in operations]
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the sample after the drawn operations."""
-        for chosen in rng.integers(len(self._variants), size=self.num_ops):
+        drawn = rng.integers(len(self._variants), size=self.num_ops)
+        for chosen in sorted(drawn, key=self._geometric.__getitem__):
             variants = self._variants[chosen]
             if variants:
                 sample = variants[rng.integers(len(variants))](sample, rng)
