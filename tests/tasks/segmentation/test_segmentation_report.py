@@ -105,6 +105,8 @@ def test_tables_show_every_number_class_and_note() -> None:
     assert len(lines) == 4
     assert all("[b]" in line for line in lines)
     assert "$x_3" in lines[-1]
+    shown = [float(line.split("│")[3]) for line in lines[:-1]]
+    assert shown == sorted(shown, reverse=True) != [round(iou, 3) for iou in scores.iou[:3]]
     assert lines[-1].count(" - ") == 5
     assert "Boundary" not in rendered(per_class_table(scores))
     empty = case(2, pixels=False)
@@ -209,7 +211,7 @@ def test_masks_without_a_truth_are_said_and_left_out(
 ) -> None:
     masks, truth = folders
     before = score_folders(masks, truth, 3).scores
-    save(masks / "in" / "more.png", np.full((5, 5), 77, np.uint8))
+    save(masks / "0more.png", np.full((5, 5), 77, np.uint8))
     with caplog.at_level(logging.WARNING):
         after = score_folders(masks, truth, 3).scores
     np.testing.assert_array_equal(before.matrix, after.matrix)
