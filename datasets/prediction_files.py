@@ -10,8 +10,10 @@ from typing import Protocol
 
 from effdense.datasets.image_inputs import as_sample
 from effdense.datasets.images import IMAGE_SUFFIXES
+from effdense.datasets.layout import default_root
 from effdense.drawing import contact_sheet, fit_into_cell
 from effdense.errors import UserError
+from effdense.prediction import PredictSettings
 from effdense.types import Sample, UInt8
 
 log = logging.getLogger(__name__)
@@ -112,6 +114,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def root_of(settings: PredictSettings) -> Path | None:
+    """Return the folder of the data set that is named: the one given, or where --download puts it."""
+    if settings.data_root is None and settings.dataset in ("voc", "coco"):
+        return default_root(settings.dataset)
+    return settings.data_root
 
 
 def open_images(images: Sequence[Path] | ImageIndex) -> tuple[list[Path], Callable[[int], Sample]]:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from effdense.palette import voc_palette
 from effdense.types import IGNORE_INDEX, Detections, UInt8
 
 Color = tuple[int, int, int]
@@ -20,11 +21,12 @@ CELL = 256
 _GOLDEN_TURN = 0.6180339887498949
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _CAPITAL_HEIGHT = 22  # pixels of a capital letter of that font at scale 1
+_LONGEST_TEXT = 40
 
 
 @cache
 def class_color(label: int) -> Color:
-    """Return the RGB colour of a class: always the same, far from that of its neighbours.
+    """Return the RGB colour of a class of boxes: always the same, far from that of its neighbours.
 
     Hues go round the circle by the golden section, so that however many classes there are, no two that follow each
     other look alike; brightness and saturation change every few classes to tell near hues apart.
@@ -88,7 +90,7 @@ def draw_boxes(
 
 
 def draw_mask(image: UInt8, mask: UInt8, *, opacity: float = 0.5, background: int | None = 0) -> UInt8:
-    """Return a copy of an image with class indices laid over it as colours.
+    """Return a copy of an image with class indices laid over it in the colours of `mask_color`.
 
     Args:
         image: RGB, (H, W, 3).
@@ -98,12 +100,63 @@ def draw_mask(image: UInt8, mask: UInt8, *, opacity: float = 0.5, background: in
     """
     if mask.shape != image.shape[:2]:
         raise ValueError(f"a mask of shape {mask.shape} does not cover an image of shape {image.shape}")
-    palette = np.array([class_color(label) for label in range(256)], np.float32)
-    blended = (1 - opacity) * image.astype(np.float32) + opacity * palette[mask]
-    covered = mask != IGNORE_INDEX
+    blended = cv2.addWeighted(voc_palette()[mask], opacity, image, 1 - opacity, 0)
+    untouched = mask == IGNORE_INDEX
     if background is not None:
-        covered &= mask != background
-    return np.where(covered[..., None], np.rint(blended), image).astype(np.uint8)
+        untouched |= mask == background
+    blended[untouched] = image[untouched]
+    return np.asarray(blended, np.uint8)
+
+
+def mask_color(label: int) -> Color:
+    """Return the RGB colour of a class in masks: that of VOC's colour map, as in the palette of an index PNG."""
+    red, green, blue = voc_palette()[label].tolist()
+    return red, green, blue
+
+
+def with_legend(image: UInt8, entries: Sequence[tuple[str, Color]]) -> UInt8:
+    """Return an image with a legend below it: a square of each colour and its text, in as many rows as it takes.
+
+    The image stays as it is, in the upper left corner; what is added is white. A text that is wider than the image
+    widens the result, so that a legend is legible below the smallest image too.
+
+    Args:
+        image: RGB, (H, W, 3).
+        entries: texts, cut after forty letters, and colours; none leaves the image without a legend.
+    """
+    if not entries:
+        return image
+    texts = [text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..." for text, _ in entries]
+    scale = _font_scale(*image.shape[:2])
+    sizes = [cv2.getTextSize(text, _FONT, scale, _stroke(scale)) for text in texts]
+    square = max(height for (_, height), _ in sizes)
+    pad = max(2, square // 2)
+    widths = [square + pad + width + 2 * pad for (width, _), _ in sizes]
+    line = square + max(baseline for _, baseline in sizes) + pad
+    width = max(image.shape[1], pad + max(widths))
+    places = _flow(widths, width - pad)
+    height = image.shape[0] + pad + (places[-1][0] + 1) * line
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    for (row, left), text, (_, color) in zip(places, texts, entries, strict=True):
+        x, y = pad + left, image.shape[0] + pad + row * line
+        cv2.rectangle(canvas, (x, y), (x + square - 1, y + square - 1), color, cv2.FILLED)
+        cv2.rectangle(canvas, (x, y), (x + square - 1, y + square - 1), (128, 128, 128), 1)
+        at = (x + square + pad, y + square - 1)
+        cv2.putText(canvas, text, at, _FONT, scale, (0, 0, 0), _stroke(scale), cv2.LINE_AA)
+    return canvas
+
+
+def _flow(widths: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """Return row and left edge of each of some widths, set one behind the other in rows no wider than ``room``."""
+    places: list[tuple[int, int]] = []
+    row = left = 0
+    for width in widths:
+        if left and left + width > room:
+            row, left = row + 1, 0
+        places.append((row, left))
+        left += width
+    return places
 
 
 def fit_into_cell(image: UInt8, cell: int = CELL) -> UInt8:

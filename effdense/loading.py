@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effdense.errors import UserError
-from effdense.training.checkpoint import read_header
+from effdense.model_header import read_header
 
 _LOADERS = {
     "detection": ("effdense.tasks.detection.predict", "load_detector"),

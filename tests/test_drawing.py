@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from effdense.drawing import class_color, contact_sheet, draw_boxes, draw_detections, draw_mask, fit_into_cell
+from effdense.drawing import (
+    class_color,
+    contact_sheet,
+    draw_boxes,
+    draw_detections,
+    draw_mask,
+    fit_into_cell,
+    mask_color,
+    with_legend,
+)
 from effdense.types import Detections
 
 
@@ -113,10 +122,41 @@ def test_a_mask_colours_its_classes_and_leaves_background_and_ignored_alone() ->
     mask[0], mask[1] = 3, 255
     drawn = draw_mask(image, mask)
     np.testing.assert_array_equal(drawn[1:], image[1:])
-    np.testing.assert_array_equal(drawn[0, 0], np.rint(0.5 * 128 + 0.5 * np.array(class_color(3))))
+    np.testing.assert_array_equal(drawn[0, 0], np.rint(0.5 * 128 + 0.5 * np.array(mask_color(3))))
     assert (draw_mask(image, mask, background=None)[2] != 128).any()
     with pytest.raises(ValueError, match="does not cover"):
         draw_mask(image, mask[:2])
+
+
+@pytest.mark.parametrize("opacity", [0.0, 0.3, 1.0])
+def test_the_opacity_lies_between_image_and_colour(opacity: float) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (9, 5, 3), np.uint8)
+    drawn = draw_mask(image, np.full((9, 5), 15, np.uint8), opacity=opacity)
+    expected = (1 - opacity) * image + opacity * np.array([192, 128, 128])
+    np.testing.assert_allclose(drawn, expected, atol=0.51)
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (20, 30), (375, 500), (60, 900), (900, 60), (2400, 3200)], ids=str)
+def test_a_legend_stands_below_an_image_of_any_size_in_legible_letters(size_hw: tuple[int, int]) -> None:
+    image = grey(*size_hw)
+    entries = [
+        (f"class number {i}", mask_color(i)) for i in range(1, 7)
+    ]  # the seventh is grey, as are the edges of letters
+    drawn = with_legend(image, entries)
+    np.testing.assert_array_equal(drawn[: size_hw[0], : size_hw[1]], image)
+    below = drawn[size_hw[0] :]
+    for _, color in entries:
+        square = (below == color).all(2)
+        rows, columns = np.flatnonzero(square.any(1)), np.flatnonzero(square.any(0))
+        assert len(rows) >= max(5, min(size_hw) // 80), "the square of a class is too small"
+        assert len(columns) == len(rows)
+    assert (drawn[:, -1][size_hw[0] :] == 255).all(), "a text touches the edge"
+
+
+def test_no_entry_is_no_legend_and_a_text_without_end_is_cut() -> None:
+    image = grey(40, 60)
+    assert with_legend(image, []) is image
+    assert with_legend(image, [("a" * 10_000, (1, 2, 3))]).shape[1] < 600
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from effdense.errors import UserError
 from effdense.files import replacing
-
-FORMAT = 1
-_HEADER_KEY = "effdense"
+from effdense.model_header import FORMAT, HEADER_KEY
 
 
 def require_space(folder: Path, bytes_needed: int) -> None:
@@ -45,41 +43,7 @@ def save_model(path: Path, model: torch.nn.Module, header: dict[str, Any]) -> No
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_HEADER_KEY: text})
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Read the JSON header of a model file without reading its weights.
-
-    Raises:
-        UserError: there is no such file, or it is not a model that effdense saved, or its header is damaged.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no model file {path}")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is not a whole effdense model ({error}); expected a .safetensors file that a training run wrote"
-        ) from error
-    if _HEADER_KEY not in metadata:
-        raise UserError(f"{path} holds weights but no effdense header; load it through --weights when training instead")
-    try:
-        header = json.loads(metadata[_HEADER_KEY])
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"no JSON, {error}") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, f"a {type(header).__name__} instead of names and values")
-    if "format" not in header:
-        raise _damaged(path, "it names no format")
-    if header["format"] != FORMAT:
-        raise UserError(f"{path} has format {header.get('format')!r}, this version of effdense reads format {FORMAT}")
-    return header
-
-
-def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"the header of {path} is damaged ({reason}); fetch the file again or take another")
+        save_file(tensors, temporary, metadata={HEADER_KEY: text})
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -13,10 +13,11 @@ from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, as_sample
 from effdense.errors import UserError
+from effdense.model_header import read_header
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
 from effdense.tasks.detection.postprocess import postprocess
 from effdense.tasks.detection.specs import spec_from_dict
-from effdense.training.checkpoint import read_header, read_tensors, save_model
+from effdense.training.checkpoint import read_tensors, save_model
 from effdense.transforms import eval_transform, mean_fill
 from effdense.types import Batch, Detections, Sample
 

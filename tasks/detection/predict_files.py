@@ -16,6 +16,7 @@ from effdense.datasets.prediction_files import (
     open_images,
     picture_names,
     refuse_to_overwrite,
+    root_of,
     sample_groups,
 )
 from effdense.drawing import draw_detections
@@ -121,7 +122,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     if config.dataset == "none":
         images = find_images(config.images, config.out)
     else:
-        index = open_dataset(config.dataset, config.data_root, config.split)
+        index = open_dataset(config.dataset, root_of(config), config.split)
         images = match_classes(index, detector.class_names, config.model)
     return predict_files(
         detector,

@@ -15,13 +15,14 @@ from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, as_sample
 from effdense.errors import UserError
+from effdense.model_header import read_header
 from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.label_maps import LogitRows, WholeRows, segmentation_of
 from effdense.tasks.segmentation.memory import forward_bytes, memory_errors_explained, require_memory
 from effdense.tasks.segmentation.model import SegmentationModel, model_from_spec
 from effdense.tasks.segmentation.specs import spec_from_dict
 from effdense.tasks.segmentation.windows import WindowRows
-from effdense.training.checkpoint import read_header, read_tensors, save_model
+from effdense.training.checkpoint import read_tensors, save_model
 from effdense.transforms import Compose, Resize, Transform, eval_transform, mean_fill
 from effdense.types import Batch, Sample, Segmentation, UInt8
 
@@ -132,11 +133,14 @@ class Segmenter:
         self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False
     ) -> list[Segmentation]:
         """Label every pixel of samples that no transform has touched yet; one Segmentation each."""
-        return [
-            found
-            for batch in batches(samples, self.transform, self.images_per_batch(batch_size))
-            for found in self.stream(batch, batch_size=batch_size, probabilities=probabilities)
-        ]
+        return list(self.stream_samples(samples, batch_size, probabilities))
+
+    def stream_samples(
+        self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False
+    ) -> Iterator[Segmentation]:
+        """Yield what `predict_samples` returns, so that only one is held in its original size."""
+        for batch in batches(samples, self.transform, self.images_per_batch(batch_size)):
+            yield from self.stream(batch, batch_size=batch_size, probabilities=probabilities)
 
     def segment(self, batch: Batch, *, batch_size: int = 8, probabilities: bool = False) -> list[Segmentation]:
         """Label every pixel of a batch that `transform` and `collate` made.

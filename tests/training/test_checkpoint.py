@@ -15,10 +15,10 @@ from torch import nn
 
 from effdense.errors import UserError
 from effdense.files import replacing, write_atomically
+from effdense.model_header import read_header
 from effdense.training import checkpoint
 from effdense.training.checkpoint import (
     load_state,
-    read_header,
     read_tensors,
     require_space,
     save_model,

@@ -19,13 +19,14 @@ from effdense.datasets import prediction_files
 from effdense.datasets.demo import DEMO_CLASSES
 from effdense.datasets.opening import open_dataset
 from effdense.errors import UserError
+from effdense.model_header import read_header
 from effdense.tasks.detection.evaluate import evaluate
 from effdense.tasks.detection.metrics.coco_metrics import coco_metrics
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.model import create_efficientdet
 from effdense.tasks.detection.predict import Detector
 from effdense.tasks.detection.predict_files import predict_files
-from effdense.training.checkpoint import read_header, save_model
+from effdense.training.checkpoint import save_model
 from effdense.types import Detections
 
 CLASSES = DEMO_CLASSES

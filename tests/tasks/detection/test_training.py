@@ -22,13 +22,14 @@ from effdense.backbones.registry import create_backbone
 from effdense.config import Parsed
 from effdense.datasets.opening import open_dataset
 from effdense.errors import UserError
+from effdense.model_header import read_header
 from effdense.tasks.detection import train as loop
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.evaluate import evaluate
 from effdense.tasks.detection.model import create_efficientdet
 from effdense.tasks.detection.predict import Detector
 from effdense.tasks.detection.run import begin, resolve
-from effdense.training.checkpoint import load_state, read_header, read_tensors
+from effdense.training.checkpoint import load_state, read_tensors
 from effdense.training.runlog import NonFiniteLossError
 
 EPOCHS = 3

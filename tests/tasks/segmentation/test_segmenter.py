@@ -18,11 +18,12 @@ import effdense
 from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import as_sample
 from effdense.errors import UserError
+from effdense.model_header import read_header
 from effdense.tasks.segmentation import memory
 from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.model import create_segmentation_model
 from effdense.tasks.segmentation.predict import Segmenter
-from effdense.training.checkpoint import read_header, save_model
+from effdense.training.checkpoint import save_model
 from effdense.types import Segmentation, UInt8
 
 CLASSES = ("background", "cat", "dog", "bird")

@@ -1,0 +1,51 @@
+"""What a model file says of itself: a JSON header, read without torch and without the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from effdense.errors import UserError
+
+FORMAT = 1
+"""Of the header; a file of another format is refused."""
+
+HEADER_KEY = "effdense"
+"""Under which safetensors keeps the header."""
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the JSON header of a model file without reading its weights.
+
+    Raises:
+        UserError: there is no such file, or it is not a model that effdense saved, or its header is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no model file {path}")
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            metadata = handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole effdense model ({error}); expected a .safetensors file that a training run wrote"
+        ) from error
+    if HEADER_KEY not in metadata:
+        raise UserError(f"{path} holds weights but no effdense header; load it through --weights when training instead")
+    try:
+        header = json.loads(metadata[HEADER_KEY])
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"no JSON, {error}") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, f"a {type(header).__name__} instead of names and values")
+    if "format" not in header:
+        raise _damaged(path, "it names no format")
+    if header["format"] != FORMAT:
+        raise UserError(f"{path} has format {header.get('format')!r}, this version of effdense reads format {FORMAT}")
+    return header
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"the header of {path} is damaged ({reason}); fetch the file again or take another")

@@ -1,0 +1,47 @@
+"""The settings of ``predict`` that every task has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from effdense.errors import UserError
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """What to predict with, on what, and where to leave it."""
+
+    model: Path
+    """A .safetensors file of a training run."""
+    images: tuple[Path, ...] = ()
+    """Image files, and folders with images in and below them."""
+    dataset: str = "none"
+    """In place of images: a data set, such as demo, coco or voc."""
+    data_root: Path | None = None
+    """With --dataset: the folder of the data set, by default data/voc or data/coco; the demo set needs none."""
+    split: str = "val"
+    """With --dataset: the split."""
+    out: Path = Path("drawn")
+    """Folder for what is written: a picture of each image, overview.jpg with the first twelve, and the task's own."""
+    batch_size: int = 8
+    """Images in a forward pass."""
+    device: str = "auto"
+    """auto (the GPU if there is one), cpu, cuda or cuda:N."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, where otherwise the tool would stop."""
+
+    def __post_init__(self) -> None:
+        if bool(self.images) == (self.dataset != "none"):
+            raise UserError("give either images (files or folders) or --dataset, and not both")
+        if self.dataset in ("none", "demo") and self.data_root is not None:
+            raise UserError(
+                "--data-root has no effect without a --dataset other than demo: leave it out or name the data set"
+            )
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}, expected 1 or more")
+
+
+def ignored_predict_settings(config: PredictSettings) -> dict[str, str]:
+    """Return the settings that the chosen combination would ignore, each with the reason."""
+    return {"split": "no --dataset is given"} if config.dataset == "none" else {}

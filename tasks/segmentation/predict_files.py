@@ -1,0 +1,186 @@
+"""Everything behind ``predict`` for a segmenter: images in, coloured pictures and index PNGs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from effdense.datasets.prediction_files import (
+    OVERVIEW,
+    ImageIndex,
+    Overview,
+    find_images,
+    open_images,
+    picture_names,
+    refuse_to_overwrite,
+    root_of,
+    sample_groups,
+)
+from effdense.datasets.segmentation_opening import open_segmentation
+from effdense.drawing import Color, draw_mask, mask_color, with_legend
+from effdense.files import replacing, write_atomically
+from effdense.pictures import write_index_png, write_picture
+from effdense.tasks.segmentation.predict import Segmenter, load_segmenter
+from effdense.tasks.segmentation.predict_config import PredictConfig, inference_changes
+from effdense.training.device import choose_device
+from effdense.types import Int64, Segmentation, UInt8
+
+MASKS, PROBABILITIES, CLASSES = "masks", "probabilities", "classes.txt"
+
+_BACKGROUND_NAMES = ("background", "_background_", "bg")
+_UNCOLOURED: Color = (255, 255, 255)
+
+
+@dataclass
+class Predicted:
+    """What was written, and what was left out.
+
+    Attributes:
+        masks: folder of the label maps, index PNGs with VOC's colour map as palette.
+        drawn: one picture an image.
+        broken: images that could not be read.
+    """
+
+    masks: Path
+    drawn: list[Path] = field(default_factory=list)
+    broken: list[Path] = field(default_factory=list)
+
+
+def predict_files(
+    segmenter: Segmenter,
+    images: Sequence[Path] | ImageIndex,
+    out: Path,
+    *,
+    opacity: float = 0.5,
+    batch_size: int = 8,
+    skip_broken: bool = False,
+    save_probabilities: bool = False,
+) -> Predicted:
+    """Label image files; write a picture and an index PNG of each.
+
+    Args:
+        segmenter: what to label with.
+        images: files; or a data set.
+        out: folder for the pictures, overview.jpg with the first twelve, masks/ and classes.txt, which names the
+            values of the masks, one a line from 0 on.
+        opacity: how strongly classes are coloured, 0..1.
+        batch_size: images, or windows, in a forward pass.
+        skip_broken: leave out images that cannot be read, and count them.
+        save_probabilities: write probabilities/NAME.npz too, with ``probabilities`` (K, H, W) in float16.
+
+    Raises:
+        UserError: an image cannot be read, a file cannot be written, or there is too little memory; what was written
+            before stays.
+    """
+    result = Predicted(out / MASKS)
+    paths, read = open_images(images)
+    names = picture_names(paths)
+    files = [Files.named(out, name) for name in names]
+    refuse_to_overwrite(paths, [out / OVERVIEW, *(path for one in files for path in (one.picture, one.mask))])
+    overview, shown = Overview(), np.zeros(len(segmenter.class_names), np.int64)
+    size = segmenter.images_per_batch(batch_size)
+    for group in sample_groups(paths, read, size, skip_broken=skip_broken, broken=result.broken):
+        samples = [sample.replace(mask=None) for _, sample in group]  # a data set's own masks are of no use here
+        found = segmenter.stream_samples(samples, batch_size=batch_size, probabilities=save_probabilities)
+        for (position, sample), one in zip(group, found, strict=True):
+            picture = draw_mask(sample.image, one.mask, opacity=opacity, background=background_of(one.class_names))
+            counts = np.bincount(one.mask.ravel(), minlength=len(one.class_names))
+            write_files(files[position], picture, one, counts)
+            if not overview.is_full:
+                overview.add(picture)
+                shown += counts
+            result.drawn.append(files[position].picture)
+    if (sheet := overview.sheet()) is not None:
+        write_picture(out / OVERVIEW, with_legend(sheet, legend_of(shown, segmenter.class_names)))
+    write_atomically(out / CLASSES, "".join(f"{name}\n" for name in segmenter.class_names))
+    return result
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the results of one image go."""
+
+    picture: Path
+    mask: Path
+    probabilities: Path
+
+    @staticmethod
+    def named(out: Path, picture_name: str) -> Files:
+        """Return the files in the folder ``out`` that go with a picture's name."""
+        stem = picture_name.removesuffix(".jpg")
+        return Files(out / picture_name, out / MASKS / f"{stem}.png", out / PROBABILITIES / f"{stem}.npz")
+
+
+def write_files(files: Files, picture: UInt8, found: Segmentation, counts: Int64) -> None:
+    """Write what was found in one image.
+
+    Args:
+        files: where to.
+        picture: the image with its classes coloured, RGB (H, W, 3).
+        found: the label map, and the probabilities if they are to be written.
+        counts: (K,), pixels of each class.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    write_picture(files.picture, with_legend(picture, legend_of(counts, found.class_names)))
+    write_index_png(files.mask, found.mask)
+    if found.probabilities is not None:
+        with replacing(files.probabilities, durable=False) as temporary, temporary.open("wb") as file:
+            np.savez(file, probabilities=found.probabilities.astype(np.float16))
+
+
+def background_of(class_names: Sequence[str]) -> int | None:
+    """Return the class that is not coloured since it is none by name, or None where all are."""
+    return next((i for i, name in enumerate(class_names) if name.casefold() in _BACKGROUND_NAMES), None)
+
+
+def legend_of(counts: Int64, class_names: Sequence[str]) -> list[tuple[str, Color]]:
+    """Return the text and colour of each class that is there, by area, with its share.
+
+    Args:
+        counts: (K,), pixels of each class.
+        class_names: (K,).
+    """
+    background, total = background_of(class_names), max(1, int(counts.sum()))
+    order = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
+    return [
+        (
+            f"{class_names[label]} {_percent(counts[label] / total)}",
+            _UNCOLOURED if label == background else mask_color(label),
+        )
+        for label in order
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"
+
+
+def run_prediction(config: PredictConfig) -> Predicted:
+    """Do what the settings say.
+
+    Raises:
+        UserError: anything about the model, the images or the disk that the user can mend.
+    """
+    segmenter = load_segmenter(config.model).to(choose_device(config.device))
+    segmenter = segmenter.with_inference(**inference_changes(config))
+    if config.image_size is not None:
+        segmenter = segmenter.with_image_size(config.image_size)
+    images: Sequence[Path] | ImageIndex
+    if config.dataset == "none":
+        images = find_images(config.images, config.out)
+    else:
+        images = open_segmentation(config.dataset, root_of(config), config.split)
+    return predict_files(
+        segmenter,
+        images,
+        config.out,
+        opacity=config.opacity,
+        batch_size=config.batch_size,
+        skip_broken=config.skip_broken,
+        save_probabilities=config.save_probabilities,
+    )
