@@ -216,9 +216,7 @@ class _Transfer:
         kept = ""
         if have := _size(self.part):
             kept = f" The {have / 1e6:,.1f} MB so far are kept: the same command goes on from there."
-        return UserError(
-            f"{self.remote.name} cannot be fetched ({failed}).{kept} Is there a connection to the internet?"
-        )
+        return UserError(f"{self.remote.name} cannot be fetched ({failed}).{kept} Is this machine online?")
 
 
 def _place(response: http.client.HTTPResponse, asked: int) -> tuple[int, int | None]:
