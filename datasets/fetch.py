@@ -184,9 +184,7 @@ class _Transfer:
             UserError: the disk does not take it.
         """
         try:
-            with self.part.open("r+b" if start else "wb") as file:
-                file.truncate(start)
-                file.seek(start)
+            with self.part.open("ab" if start else "wb") as file:
                 _note(self.part, url, response)
                 with ByteProgress(f"fetching {self.remote.name}", expected, start) as progress:
                     for chunk in _chunks(response):

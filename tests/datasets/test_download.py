@@ -12,6 +12,7 @@ import socket
 import stat
 import tarfile
 import threading
+import time
 import urllib.request
 import zipfile
 from collections import namedtuple
@@ -28,6 +29,7 @@ from effdense.datasets.archives import Archive, Content, official_archives, spac
 from effdense.datasets.byte_progress import ByteProgress
 from effdense.datasets.download import download
 from effdense.datasets.layout import default_root, missing_data
+from effdense.datasets.voc import open_voc
 from effdense.errors import UserError
 
 Members = dict[str, bytes]
@@ -185,6 +187,15 @@ def test_an_archive_is_fetched_checked_unpacked_and_removed(kind: str, server: S
     assert _data(root) == KEPT
     assert sorted(path.name for path in (root / ".download").iterdir()) == ["lock", f"voc.{kind}.done"]
     assert server.asked == [(f"/voc.{kind}", None, None)]
+
+
+def test_what_was_downloaded_can_be_opened(server: Server, tmp_path: Path, write_voc: Callable[..., Path]) -> None:
+    made = write_voc({"a": [("dog", (1, 1, 9, 9))], "b": []}, {"train": ["a"], "val": ["b"]}, tmp_path / "made")
+    members = {f"VOCdevkit/VOC2012/{name}": content for name, content in _tree(made).items()}
+    contents = (Content("VOCdevkit/VOC2012", (("JPEGImages", 2), ("Annotations", 2))),)
+    root = download("voc", tmp_path / "root", archives=[_serve(server, _tar(members), contents=contents)])
+    assert open_voc(root, "train").sample(0).boxes_xyxy.tolist() == [[0, 0, 9, 9]]
+    assert len(open_voc(root, "val")) == 1
 
 
 def test_what_is_there_is_not_fetched_again(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -458,8 +469,10 @@ def test_without_a_connection_one_sentence_comes_at_once(tmp_path: Path, monkeyp
 
 def test_a_silent_server_is_not_waited_for_long(server: Server, tmp_path: Path) -> None:
     server.silent_s = threading.Event()
+    started = time.monotonic()
     with pytest.raises(UserError, match=r"timed out"):
         download("voc", tmp_path, archives=[_serve(server, _tar(VOC))], timeout_s=0.1)
+    assert time.monotonic() - started < 2
     assert len(server.asked) == 1
 
 
