@@ -10,6 +10,7 @@ from typing import Any
 from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
+from effdense.datasets.roots import ready_root
 from effdense.tasks.detection.evaluate import evaluate, limits_of
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.confusion import confusion_matrix
@@ -103,9 +104,12 @@ def score_model(config: ScoreConfig) -> Scores:
 
 def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
     """Open the split to score on, examined, with the classes of the detector and every box as the file has it."""
-    index = open_dataset(
-        config.dataset, config.data_root, config.split, annotations=config.annotations, images=config.images
+    root = (
+        config.data_root
+        if config.annotations is not None
+        else ready_root(config.dataset, config.data_root, "detection")
     )
+    index = open_dataset(config.dataset, root, config.split, annotations=config.annotations, images=config.images)
     index = match_classes(index, detector.class_names, config.model)
     report = examine({config.split: index}, skip_broken=config.skip_broken)
     for line in report.lines():

@@ -14,6 +14,7 @@ from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.loading import BatchLoader, train_loader
 from effdense.datasets.opening import match_classes, open_dataset
+from effdense.datasets.roots import ready_root
 from effdense.errors import UserError
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.model import EfficientDet, choose_spec, create_efficientdet
@@ -64,10 +65,13 @@ def open_data(config: DetectionConfig) -> Data:
     Raises:
         UserError: the data cannot be used; the text names file and line or annotation id.
     """
+    root = config.data_root
+    if not config.files_named:
+        root = ready_root(config.dataset, root, "detection", download=config.download)
     splits = {
         part: open_dataset(
             config.dataset,
-            config.data_root,
+            root,
             getattr(config, f"{part}_split"),
             annotations=getattr(config, f"{part}_annotations"),
             images=getattr(config, f"{part}_images"),

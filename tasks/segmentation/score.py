@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from effdense.datasets.layout import default_root
+from effdense.datasets.roots import ready_root
 from effdense.datasets.segmentation_doctor import examine_masks
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.datasets.segmentation_opening import match_segmentation_classes, open_segmentation
@@ -95,8 +95,8 @@ def score_model(config: ScoreConfig) -> Scores:
 def open_split(config: ScoreConfig, segmenter: Segmenter) -> SegmentationIndex:
     """Open the split to score on, examined, with the classes of the segmenter."""
     root = config.data_root
-    if root is None and config.dataset in ("voc", "coco") and config.annotations is None:
-        root = default_root(config.dataset)
+    if config.annotations is None:
+        root = ready_root(config.dataset, root, "segmentation")
     index = open_segmentation(
         config.dataset,
         root,

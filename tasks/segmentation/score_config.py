@@ -93,7 +93,7 @@ def ignored_settings(config: ScoreConfig) -> dict[str, str]:
     """Return the settings that the chosen combination would ignore, each with the reason."""
     ignored: dict[str, str] = {}
     if config.predictions is not None:
-        unused = ["dataset", "data_root", "split", "labels", "binary_masks", "images", "image_size", "window", "stride"]
+        unused = ["dataset", "data_root", "split", "labels", "images", "image_size", "window", "stride"]
         unused += ["scene_size", "tta", "batch_size", "workers", "device", "skip_broken"]
         ignored |= dict.fromkeys(unused, "--predictions are scored as they are")
         ignored["calibration"] = "--predictions are labels without probabilities"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from effdense.datasets.loading import BatchLoader, train_loader
+from effdense.datasets.roots import ready_root
 from effdense.datasets.segmentation_doctor import examine_masks
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.datasets.segmentation_opening import match_segmentation_classes, open_segmentation
@@ -49,10 +50,14 @@ def open_data(config: SegmentationConfig) -> Data:
     Raises:
         UserError: the data cannot be used; the text names file and value.
     """
+    root = config.data_root
+    if not config.files_named:
+        panoptic = config.labels == "panoptic"
+        root = ready_root(config.dataset, root, "segmentation", download=config.download, panoptic=panoptic)
     train, val = (
         open_segmentation(
             config.dataset,
-            config.data_root,
+            root,
             getattr(config, f"{part}_split"),
             classes=config.classes,
             binary=config.binary_masks,
@@ -156,7 +161,7 @@ def build_loss(config: SegmentationConfig, data: Data) -> SegmentationLoss:
         tversky_beta=config.tversky_beta,
         ohem_threshold=config.ohem_threshold,
         ohem_min_share=config.ohem_min_share,
-        auxiliary_weight=config.auxiliary_weight,
+        **({"auxiliary_weight": config.auxiliary_weight} if config.auxiliary_weight else {}),
     )
 
 

@@ -1,0 +1,38 @@
+"""Where the data of a command lie: the folder that was named, the usual one, or the official archives fetched there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from effdense.datasets.layout import default_root, missing_data
+
+
+def ready_root(
+    name: str, root: Path | None, task: str, *, download: bool = False, panoptic: bool = False
+) -> Path | None:
+    """Return the folder of a data set, once there is something in it.
+
+    Args:
+        name: "demo", "voc", "coco" or "folder".
+        root: the folder that the user named; None is data/voc or data/coco, and for the demo set the cache.
+        task: "detection" or "segmentation", for how the folder must look.
+        download: fetch the official archives as far as they are not there yet.
+        panoptic: with COCO's panoptic PNGs.
+
+    Returns:
+        The folder; None for the demo set, and where a data set of no official name has none.
+
+    Raises:
+        UserError: there is nothing: says where it was looked, how the folder must look, and what --download does. Or
+            the download failed.
+    """
+    if name not in ("voc", "coco"):
+        return root
+    root = default_root(name) if root is None else root
+    if download:
+        from effdense.datasets.download import download as fetch_archives
+
+        return fetch_archives(name, root, panoptic=panoptic)
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        raise missing_data(name, root, task)
+    return root
