@@ -18,7 +18,7 @@ class ScoreConfig:
     dataset: Literal["demo", "coco", "voc"] = "demo"
     """Which kind of data set: the built-in demo scenes, COCO JSON, or Pascal VOC XML."""
     data_root: Path | None = None
-    """Folder of the data set; the demo set needs none."""
+    """Folder of the data set, by default data/voc or data/coco; the demo set needs none."""
     split: str = "val"
     """Split to score on."""
     predictions: Path | None = None
