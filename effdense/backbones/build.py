@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from effdense.backbones.backbone import Backbone
 from effdense.backbones.naming import HEAD, to_timm
+from effdense.backbones.padding import use_same_padding
 from effdense.backbones.registry import list_backbones
 from effdense.backbones.sources import (
     LITE_MEAN,
@@ -107,6 +108,7 @@ def build_backbone(
     network = build_network(
         spec, depth, width, num_classes=0, drop_path_rate=drop_path_rate, output_stride=output_stride
     )
+    use_same_padding(network)
     default_mean, default_std = pretrained_statistics(spec)
     backbone = Backbone(network, name=spec.name, out_strides=out_strides, mean=default_mean, std=default_std)
     loaded = _find_weights(spec, weights, scaled=is_scaled(spec, depth, width), offline=offline)

@@ -145,12 +145,17 @@ def halve(x: Tensor) -> Tensor:
 
     That pads an odd size by one on both sides, and an even one at the end only, which is what ``ceil_mode`` does.
     """
+    if torch.compiler.is_compiling():  # an exported program is to hold the parity as a number, not as the branch taken
+        padded = F.pad(x, (x.shape[3] % 2, 1, x.shape[2] % 2, 1), value=float("-inf"))
+        return F.max_pool2d(padded, 3, stride=2)
     return F.max_pool2d(x, 3, stride=2, padding=(x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)
 
 
 def resize_like(x: Tensor, target: Tensor) -> Tensor:
     """Resize (B, C, h, w) to the height and width of ``target`` by repeating the nearest cell."""
-    return x if x.shape[2:] == target.shape[2:] else F.interpolate(x, size=target.shape[2:], mode="nearest")
+    if not torch.compiler.is_compiling() and x.shape[2:] == target.shape[2:]:  # compiled, it would hold for one size
+        return x
+    return F.interpolate(x, size=target.shape[2:], mode="nearest")
 
 
 def _lateral(in_channels: int, channels: int) -> nn.Module:

@@ -69,7 +69,7 @@ class SegmentationModel(nn.Module):
         self.num_classes = num_classes
         self.spec: SegmentationSpec | None = None
         self._unread = [None] * (depth - len(backbone.strides))
-        self._least_size = least_cells * backbone.strides[-1]
+        self._least_cells = least_cells
         self._least_batch = least_batch
 
     def forward(self, images: Tensor) -> Tensor:
@@ -110,12 +110,16 @@ class SegmentationModel(nn.Module):
                 "--batch-size"
             )
         x = self.backbone.normalise(images)
+        bottom, right = (self._padded_size(size) - size for size in x.shape[-2:])
+        return F.pad(x, (0, right, 0, bottom))
+
+    def _padded_size(self, size: int) -> int:
+        """Return a height or width, in pixels, in whole cells of the coarsest level, and as many as are needed."""
         stride = self.backbone.strides[-1]
-        height, width = x.shape[-2:]
-        # sym_max: an exported program is to hold the maximum, not the branch that one size took
-        bottom = torch.sym_max((height + stride - 1) // stride * stride, self._least_size) - height
-        right = torch.sym_max((width + stride - 1) // stride * stride, self._least_size) - width
-        return F.pad(x, (0, right, 0, bottom))  # type: ignore[arg-type]
+        cells = (size + stride - 1) // stride
+        if self._least_cells > 1:
+            cells = torch.sym_max(cells, self._least_cells)  # type: ignore[assignment]  # for an exporter, a symbol
+        return cells * stride
 
 
 class AuxiliaryHead(nn.Module):
@@ -252,4 +256,7 @@ def _check_backbone(arch: Architecture, output_stride: int, backbone: Backbone) 
 
 def _cropped(logits: Tensor, images: Tensor) -> Tensor:
     """Cut logits of padded images back to the images' size."""
-    return logits[..., : images.shape[-2], : images.shape[-1]]
+    height, width = images.shape[-2:]
+    if torch.compiler.is_compiling():  # whether a view is contiguous would tie an exported program to such sizes
+        return F.pad(logits, (0, width - logits.shape[-1], 0, height - logits.shape[-2]))
+    return logits[..., :height, :width]

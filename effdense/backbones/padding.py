@@ -1,0 +1,54 @@
+"""TensorFlow's SAME padding, in numbers that an exporter can follow.
+
+timm counts the padding of each strided convolution by a division in floating point and a maximum. For an image of any
+size, what ``torch.export`` has to say of the deepest map then grows to pages, and takes minutes. The same numbers come
+of a remainder.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+
+
+class SameConv2d(nn.Conv2d):
+    """Strided convolution, (B, C, h, w) to (B, C', ceil(h / stride), ceil(w / stride)); an odd pixel is added last."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pad, then convolve."""
+        high, wide = (self._padding(axis, input.shape[axis + 2]) for axis in (0, 1))
+        padded = F.pad(input, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+    def _padding(self, axis: int, size: int) -> int:
+        """Return the rows or columns to add to ``size`` of them."""
+        stride = self.stride[axis]
+        span = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
+        surplus = span - stride + -size % stride
+        return surplus if span >= stride else max(surplus, 0)
+
+
+def use_same_padding(network: nn.Module) -> None:
+    """Put a `SameConv2d` with the same parameters in the place of each of timm's."""
+    for parent in network.modules():
+        for name, conv in list(parent.named_children()):
+            if type(conv) is not Conv2dSame:
+                continue
+            same = SameConv2d(
+                conv.in_channels,
+                conv.out_channels,
+                _pair(conv.kernel_size),
+                _pair(conv.stride),
+                dilation=_pair(conv.dilation),
+                groups=conv.groups,
+                bias=conv.bias is not None,
+                device="meta",
+            )
+            same.weight, same.bias = conv.weight, conv.bias
+            setattr(parent, name, same)
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    high, wide = values
+    return high, wide
