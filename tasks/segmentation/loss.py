@@ -68,7 +68,8 @@ class SegmentationLoss:
             tversky_beta: weight of false negatives; the defaults are the paper's best.
             ohem_threshold: ce counts only pixels whose own class has a probability below this; 0 counts all.
             ohem_min_share: at least this share of the counted pixels, the hardest, whatever the threshold.
-            auxiliary_weight: weight of the same sum of terms on the auxiliary output (PSPNet's 0.4).
+            auxiliary_weight: weight of the same sum of terms on the auxiliary output (PSPNet's 0.4);
+                0 leaves that output out.
 
         Raises:
             UserError: a term that does not exist, a value out of range, or one that no term has a use for.
@@ -105,7 +106,7 @@ class SegmentationLoss:
         """
         losses = self._terms(outputs["logits"], masks)
         total = self._weighted(losses)
-        if "auxiliary" in outputs:
+        if "auxiliary" in outputs and self.auxiliary_weight > 0:
             losses["auxiliary"] = self._weighted(self._terms(outputs["auxiliary"], masks))
             total = total + self.auxiliary_weight * losses["auxiliary"]
         return {**losses, "total": total}
@@ -218,8 +219,8 @@ def _check(
     for name, value in shares.items():
         if not 0 <= value <= 1 or (name == "label_smoothing" and value == 1):
             raise UserError(f"{name} is {value}, expected a share between 0 and 1")
-    if not auxiliary_weight > 0:
-        raise UserError(f"auxiliary_weight is {auxiliary_weight}, expected a number above 0")
+    if not 0 <= auxiliary_weight < float("inf"):
+        raise UserError(f"auxiliary_weight is {auxiliary_weight}, expected a number of 0 or more")
     if class_weights is None:
         return
     if len(class_weights) != num_classes:

@@ -10,16 +10,6 @@ from effdense.errors import UserError, nearest
 LOSS_TERMS = ("ce", "dice", "lovasz", "focal", "tversky")
 """Cross entropy, Dice, Lovasz-softmax, focal on softmax, Tversky."""
 
-_OF_ONE_TERM = {
-    "label_smoothing": "ce",
-    "ohem_threshold": "ce",
-    "ohem_min_share": "ce",
-    "focal_gamma": "focal",
-    "tversky_alpha": "tversky",
-    "tversky_beta": "tversky",
-}
-"""Settings that only one term has a use for."""
-
 
 def parse_terms(text: str) -> dict[str, float]:
     """Turn a sum of weighted terms, such as ``"ce+0.5*dice"``, into their weights, in the order written.
@@ -62,11 +52,3 @@ def check_terms(terms: Mapping[str, float]) -> None:
             raise UserError(f"there is no loss {name!r}{nearest(name, LOSS_TERMS)} (there are {', '.join(LOSS_TERMS)})")
         if not (weight > 0 and math.isfinite(weight)):
             raise UserError(f"the weight of {name} is {weight}, expected a number above 0; to do without, leave it out")
-
-
-def ignored_loss_settings(terms: Mapping[str, float], *, ohem_threshold: float) -> dict[str, str]:
-    """Return the settings that this sum of terms would ignore, each with the reason."""
-    ignored = {key: f"{term} is not among the loss terms" for key, term in _OF_ONE_TERM.items() if term not in terms}
-    if ohem_threshold == 0:
-        ignored.setdefault("ohem_min_share", "--ohem-threshold is 0, so every pixel counts")
-    return ignored

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from effdense.errors import UserError
 from effdense.tasks.segmentation.loss import LOSS_TERMS, SegmentationLoss
-from effdense.tasks.segmentation.loss_terms import ignored_loss_settings, parse_terms
+from effdense.tasks.segmentation.loss_terms import parse_terms
 from effdense.tasks.segmentation.losses import regions
 from effdense.tasks.segmentation.losses.pixels import hard_pixels
 
@@ -429,6 +429,12 @@ def test_the_total_is_the_weighted_sum_and_the_terms_are_not_weighted() -> None:
     torch.testing.assert_close(losses["total"], 0.5 * losses["dice"] + 2 * losses["ce"] + 0.25 * other)
 
 
+def test_an_auxiliary_output_without_weight_is_left_out() -> None:
+    logits, masks = case()
+    outputs = {"logits": logits, "auxiliary": logits}
+    assert list(SegmentationLoss({"ce": 1.0}, K, auxiliary_weight=0.0)(outputs, masks)) == ["ce", "total"]
+
+
 @pytest.mark.parametrize(
     ("text", "terms"),
     [
@@ -485,7 +491,7 @@ def test_sums_that_make_no_sense_are_refused(text: str, message: str) -> None:
         pytest.param({"ohem_min_share": -0.1}, "ohem_min_share is -0.1", id="share below zero"),
         pytest.param({"focal_gamma": -1.0}, "focal_gamma", id="gamma below zero"),
         pytest.param({"tversky_alpha": 0.0, "tversky_beta": 0.0}, "not both", id="no weight of errors"),
-        pytest.param({"auxiliary_weight": 0.0}, "auxiliary_weight is 0", id="auxiliary without weight"),
+        pytest.param({"auxiliary_weight": -0.1}, "auxiliary_weight is -0.1", id="auxiliary below zero"),
         pytest.param({"terms": {"dice": 1.0}, "ohem_threshold": 0.7}, "OHEM belongs to the term ce", id="OHEM, no ce"),
         pytest.param({"terms": {"dice": 1.0}, "label_smoothing": 0.1}, "smoothing belongs to the term ce", id="no ce"),
     ],
@@ -499,18 +505,3 @@ def test_senseless_settings_are_refused(settings: dict[str, Any], message: str) 
 def test_logits_of_another_size_than_the_masks_are_refused(size_hw: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"expected \(2, 4, 6, 5\)"):
         SegmentationLoss({"ce": 1.0}, K)({"logits": case(size_hw=size_hw)[0]}, case()[1])
-
-
-def test_settings_that_a_sum_would_ignore_are_named() -> None:
-    assert set(ignored_loss_settings({"ce": 1.0}, ohem_threshold=0.0)) == {
-        "focal_gamma",
-        "tversky_alpha",
-        "tversky_beta",
-        "ohem_min_share",
-    }
-    assert set(ignored_loss_settings({"focal": 1.0, "tversky": 1.0}, ohem_threshold=0.5)) == {
-        "label_smoothing",
-        "ohem_threshold",
-        "ohem_min_share",
-    }
-    assert ignored_loss_settings(ALL, ohem_threshold=0.7) == {}
