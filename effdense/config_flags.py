@@ -10,7 +10,14 @@ from typing import Annotated, Any
 from effdense.config_values import NONE_WORDS, Word, describe, is_tuple, sentence, tuple_length, unknown_name
 from effdense.errors import UserError, nearest
 
-_OPTIONAL_METAVARS: dict[Any, str] = {int | None: "INT", float | None: "FLOAT", str | None: "STR", Path | None: "PATH"}
+_OPTIONAL_METAVARS: dict[Any, str] = {
+    int | None: "INT",
+    float | None: "FLOAT",
+    str | None: "STR",
+    Path | None: "PATH",
+    tuple[float, ...] | None: "[FLOAT ...]",
+    tuple[str, ...] | None: "[STR ...]",
+}
 """How the help shows what may also be none; tyro's own ``{None}|INT`` hides the plain word."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from effdense.errors import UserError, nearest
 
@@ -70,6 +70,33 @@ class Inference:
         if self.scene_size is not None and self.scene_size < 0:
             raise UserError(f"scene_size is {self.scene_size}, expected 0 (an image's own size) or more")
         parse_tta(self.tta)
+
+    def changed(
+        self,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        scene_size: int | None = None,
+        tta: tuple[str, ...] | None = None,
+    ) -> Inference:
+        """Return a copy with other values; None leaves a value as it is, and 0 is no window, or an image's own size.
+
+        Another window comes with its own stride unless one is given.
+
+        Raises:
+            UserError: a value out of range, or one that has no effect as there is no window.
+        """
+        chosen = replace(
+            self,
+            window=self.window if window is None else window,
+            stride=self.stride if stride is None and window is None else stride,
+            scene_size=self.scene_size if scene_size is None else scene_size,
+            tta=self.tta if tta is None else tta,
+        )
+        for name, value in (("stride", stride), ("scene_size", scene_size)):
+            if value is not None and not chosen.window:
+                raise UserError(f"{name} {value} has no effect on whole images: give a window too, or leave it out")
+        return chosen
 
     @property
     def step(self) -> int:

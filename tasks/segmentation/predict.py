@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,17 +75,22 @@ class Segmenter:
         return self._with(model=model)
 
     def with_image_size(self, image_size: int) -> Segmenter:
-        """Return a segmenter on the same network that fits whole images into a square of another side, in pixels."""
+        """Return a segmenter on the same network that fits whole images into a square of another side, in pixels.
+
+        Raises:
+            UserError: it looks through a window, and what counts is the scene's size.
+        """
+        if self.inference.window:
+            raise UserError(f"image_size {image_size} has no effect on a window of {self.inference.window} pixels")
         return self._with(image_size=image_size)
 
     def with_inference(self, **changes: Any) -> Segmenter:
         """Return a segmenter on the same network with a changed `Inference`, such as ``window=512, stride=384``.
 
-        Another window without a stride gets the stride that goes with it.
+        Raises:
+            UserError: whatever `Inference.changed` refuses.
         """
-        if "window" in changes:
-            changes = {"stride": None, **changes}
-        return self._with(inference=replace(self.inference, **changes))
+        return self._with(inference=self.inference.changed(**changes))
 
     def _with(
         self,

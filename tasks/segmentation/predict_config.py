@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from effdense.errors import UserError
 from effdense.prediction import PredictSettings, ignored_predict_settings
@@ -43,20 +43,9 @@ class PredictConfig(PredictSettings):
             raise UserError(f"opacity is {self.opacity}, expected a number between 0 and 1")
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size is {self.image_size}, expected 1 or more")
-        Inference(**inference_changes(self))
-
-
-def inference_changes(config: PredictConfig) -> dict[str, Any]:
-    """Return what of a model's own `Inference` is to be changed."""
-    names = ("window", "stride", "scene_size", "tta")
-    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+        Inference(self.window, self.stride if self.window else None, self.scene_size, self.tta or ())
 
 
 def ignored_settings(config: PredictConfig) -> dict[str, str]:
     """Return the settings that the chosen combination would ignore, each with the reason."""
-    ignored = ignored_predict_settings(config)
-    if config.window == 0:
-        ignored |= dict.fromkeys(("stride", "scene_size"), "--window 0 takes images as a whole")
-    if config.window:
-        ignored["image_size"] = "a window looks at --scene-size"
-    return ignored
+    return ignored_predict_settings(config)

@@ -24,7 +24,7 @@ from effdense.drawing import Color, draw_mask, mask_color, with_legend
 from effdense.files import replacing, write_atomically
 from effdense.pictures import write_index_png, write_picture
 from effdense.tasks.segmentation.predict import Segmenter, load_segmenter
-from effdense.tasks.segmentation.predict_config import PredictConfig, inference_changes
+from effdense.tasks.segmentation.predict_config import PredictConfig
 from effdense.training.device import choose_device
 from effdense.types import Int64, Segmentation, UInt8
 
@@ -167,7 +167,9 @@ def run_prediction(config: PredictConfig) -> Predicted:
         UserError: anything about the model, the images or the disk that the user can mend.
     """
     segmenter = load_segmenter(config.model).to(choose_device(config.device))
-    segmenter = segmenter.with_inference(**inference_changes(config))
+    segmenter = segmenter.with_inference(
+        window=config.window, stride=config.stride, scene_size=config.scene_size, tta=config.tta
+    )
     if config.image_size is not None:
         segmenter = segmenter.with_image_size(config.image_size)
     images: Sequence[Path] | ImageIndex

@@ -207,12 +207,21 @@ def test_changed_copies_leave_the_original_alone() -> None:
     assert segmenter.with_inference(window=32).inference == Inference(window=32, scene_size=100)
     assert segmenter.with_inference(tta=("hflip",)).inference == Inference(64, 40, 100, ("hflip",))
     assert segmenter.with_inference(window=0).inference.resizes_itself is False
-    assert segmenter.with_image_size(32).image_size == 32
+    assert segmenter.with_inference(stride=20).inference == Inference(64, 20, 100)
+    assert segmenter.with_inference(window=0).with_image_size(32).image_size == 32
     other = Stub().train()
     assert segmenter.with_model(other).model is other  # type: ignore[arg-type, comparison-overlap]
     assert not other.training
     assert segmenter.inference == Inference(64, 40, 100)
     assert segmenter.device == torch.device("cpu")
+
+
+def test_settings_without_effect_are_refused() -> None:
+    with pytest.raises(UserError, match="image_size 32 has no effect on a window of 64 pixels"):
+        _segmenter(window=64).with_image_size(32)
+    for changes in ({"stride": 20}, {"scene_size": 90}, {"window": 0, "stride": 20}):
+        with pytest.raises(UserError, match=r"(stride 20|scene_size 90) has no effect on whole images"):
+            _segmenter(scene_size=64).with_inference(**changes)
 
 
 @pytest.mark.parametrize(
