@@ -89,7 +89,9 @@ def draw_boxes(
     return canvas
 
 
-def draw_mask(image: UInt8, mask: UInt8, *, opacity: float = 0.5, background: int | None = 0) -> UInt8:
+def draw_mask(
+    image: UInt8, mask: UInt8, *, opacity: float = 0.5, background: int | None = 0, outlined: bool = False
+) -> UInt8:
     """Return a copy of an image with class indices laid over it in the colours of `mask_color`.
 
     Args:
@@ -97,10 +99,17 @@ def draw_mask(image: UInt8, mask: UInt8, *, opacity: float = 0.5, background: in
         mask: (H, W), class indices; 255 stays as it is.
         opacity: 0 shows the image, 1 the colours.
         background: a class that stays as it is, or None.
+        outlined: draw the edge of each area in the full colour, which tells classes apart over any image.
     """
     if mask.shape != image.shape[:2]:
         raise ValueError(f"a mask of shape {mask.shape} does not cover an image of shape {image.shape}")
-    blended = cv2.addWeighted(voc_palette()[mask], opacity, image, 1 - opacity, 0)
+    colors = voc_palette()[mask]
+    blended = cv2.addWeighted(colors, opacity, image, 1 - opacity, 0)
+    if outlined:
+        side = 2 * _line_thickness(*mask.shape) + 1
+        around = np.ones((side, side), np.uint8)
+        edge = cv2.dilate(mask, around) != cv2.erode(mask, around)  # another class is near
+        blended[edge] = colors[edge]
     untouched = mask == IGNORE_INDEX
     if background is not None:
         untouched |= mask == background

@@ -128,6 +128,24 @@ def test_a_mask_colours_its_classes_and_leaves_background_and_ignored_alone() ->
         draw_mask(image, mask[:2])
 
 
+def test_the_outline_of_an_area_has_its_full_colour_and_lies_within_it() -> None:
+    image = grey(40, 40)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:30, 10:30], mask[10:30, 20:30] = 15, 3
+    drawn = draw_mask(image, mask, opacity=0.0, outlined=True)
+    for (row, column), color in {
+        (10, 15): mask_color(15),
+        (20, 19): mask_color(15),
+        (20, 20): mask_color(3),
+        (29, 25): mask_color(3),
+        (15, 15): (128, 128, 128),
+        (9, 15): (128, 128, 128),
+    }.items():
+        assert tuple(drawn[row, column]) == color
+    whole = draw_mask(image, np.full((40, 40), 15, np.uint8), opacity=0.0, outlined=True)
+    np.testing.assert_array_equal(whole, image)  # the edge of the image is no edge of an area
+
+
 @pytest.mark.parametrize("opacity", [0.0, 0.3, 1.0])
 def test_the_opacity_lies_between_image_and_colour(opacity: float) -> None:
     image = np.random.default_rng(0).integers(0, 256, (9, 5, 3), np.uint8)

@@ -86,7 +86,9 @@ def predict_files(
         samples = [sample.replace(mask=None) for _, sample in group]  # a data set's own masks are of no use here
         found = segmenter.stream_samples(samples, batch_size=batch_size, probabilities=save_probabilities)
         for (position, sample), one in zip(group, found, strict=True):
-            picture = draw_mask(sample.image, one.mask, opacity=opacity, background=background_of(one.class_names))
+            picture = draw_mask(
+                sample.image, one.mask, opacity=opacity, background=background_of(one.class_names), outlined=True
+            )
             counts = np.bincount(one.mask.ravel(), minlength=len(one.class_names))
             write_files(files[position], picture, one, counts)
             if not overview.is_full:
