@@ -18,8 +18,8 @@ from torch import Tensor
 from effdense.tasks.segmentation.memory import require_memory
 from effdense.types import Float32, Segmentation
 
-_BAND_ELEMENTS = 2**22
-"""Most numbers of a band, over all classes: 16 MB of float32, and few enough to stay near the processor."""
+_BAND_ELEMENTS = 2**20
+"""Most numbers of a band, over all classes: 4 MB of float32, few enough to stay in a processor's cache."""
 
 
 class LogitRows(Protocol):
