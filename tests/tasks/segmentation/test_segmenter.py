@@ -202,6 +202,15 @@ def test_segmenting_batches_is_predicting(way: dict[str, Any], pictures: list[Pa
         np.testing.assert_array_equal(one.mask, segmenter.predict(path).mask)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_gpu_gives_what_the_cpu_gives(way: dict[str, Any], pictures: list[Path]) -> None:
+    for path in pictures:
+        on_cpu = _segmenter(**way).predict(path, probabilities=True)
+        _assert_same(on_cpu, _segmenter(**way).to("cuda").predict(path, probabilities=True), atol=2e-2)
+
+
 def test_changed_copies_leave_the_original_alone() -> None:
     segmenter = _segmenter(window=64, stride=40, scene_size=100)
     assert segmenter.with_inference(window=32).inference == Inference(window=32, scene_size=100)
