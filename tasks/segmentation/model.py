@@ -45,7 +45,7 @@ class SegmentationModel(nn.Module):
         *,
         depth: int = 5,
         least_cells: int = 1,
-        least_batch: int = 1,
+        norm_stride: float | None = None,
         auxiliary: nn.Module | None = None,
     ):
         """Put the parts together.
@@ -58,7 +58,8 @@ class SegmentationModel(nn.Module):
             num_classes: K.
             depth: how many times the backbone halves the image, dilation left aside.
             least_cells: rows and columns that the coarsest level must have.
-            least_batch: fewest images that it can be trained on at once.
+            norm_stride: of the coarsest map that BatchNorm follows, infinite for the mean of an image; None is the
+                coarsest level's.
             auxiliary: from the last map but one to logits of that map's size; it helps training only.
         """
         super().__init__()
@@ -70,13 +71,13 @@ class SegmentationModel(nn.Module):
         self.spec: SegmentationSpec | None = None
         self._unread = [None] * (depth - len(backbone.strides))
         self._least_cells = least_cells
-        self._least_batch = least_batch
+        self._norm_stride = backbone.strides[-1] if norm_stride is None else norm_stride
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W), RGB in 0..255, to class logits (B, K, H, W).
 
         Raises:
-            UserError: training on fewer images at once than BatchNorm can learn from.
+            UserError: training on a single image that leaves BatchNorm one value to learn from.
         """
         x = self._prepared(images)
         features = self.backbone.features(x)
@@ -90,7 +91,7 @@ class SegmentationModel(nn.Module):
             ``"logits"`` (B, K, H, W), and ``"auxiliary"`` of the same shape where there is an auxiliary head.
 
         Raises:
-            UserError: training on fewer images at once than BatchNorm can learn from.
+            UserError: training on a single image that leaves BatchNorm one value to learn from.
         """
         x = self._prepared(images)
         features = self.backbone.features(x)
@@ -103,11 +104,10 @@ class SegmentationModel(nn.Module):
 
     def _prepared(self, images: Tensor) -> Tensor:
         """Normalise images and pad them with zeros, which are the mean, to a size that the parts take."""
-        if self.training and images.shape[0] < self._least_batch:
+        if self.training and images.shape[0] == 1 and max(images.shape[-2:]) <= self._norm_stride:
             raise UserError(
-                f"{self.spec.arch if self.spec else 'this model'} is trained on {self._least_batch} or more images at "
-                "once: after its mean over the image, BatchNorm would have one value to learn from; give a larger "
-                "--batch-size"
+                f"training on one image of {images.shape[-1]} x {images.shape[-2]} pixels leaves BatchNorm in "
+                f"{self.spec.arch if self.spec else 'this model'} one value to learn from: give a larger --batch-size"
             )
         x = self.backbone.normalise(images)
         bottom, right = (self._padded_size(size) - size for size in x.shape[-2:])
@@ -236,7 +236,7 @@ def _assemble(spec: SegmentationSpec, num_classes: int, backbone: Backbone) -> S
         num_classes,
         depth=arch.depth,
         least_cells=arch.least_cells,
-        least_batch=arch.least_batch,
+        norm_stride=arch.norm_stride,
         auxiliary=AuxiliaryHead(backbone.channels[-2], num_classes) if spec.auxiliary else None,
     )
     model.spec = spec

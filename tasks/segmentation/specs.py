@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,8 @@ class Architecture:
         decoder_stride: stride of the map that the decoder yields; None is the output stride. The head enlarges its
             logits by this factor.
         least_cells: rows and columns that the coarsest level must have.
-        least_batch: fewest images that it can be trained on at once; 2 where BatchNorm follows a global mean, and
-            would have one value to learn from.
+        norm_stride: of the coarsest map that BatchNorm follows, infinite where that is the mean of an image; None is
+            the output stride. Training on a single image, BatchNorm learns nothing from a map of one cell.
     """
 
     name: str
@@ -33,12 +34,17 @@ class Architecture:
     output_strides: tuple[int, ...] = (32,)
     decoder_stride: int | None = 1
     least_cells: int = 1
-    least_batch: int = 1
+    norm_stride: float | None = None
 
     @property
     def depth(self) -> int:
         """How many times the backbone halves the image, dilation left aside: segmentation_models_pytorch's depth."""
         return self.strides[-1].bit_length() - 1
+
+    @property
+    def least_batch(self) -> int:
+        """Fewest images that it can be trained on at once, if they are large."""
+        return 1 if self.norm_stride is None or math.isfinite(self.norm_stride) else 2
 
     def upsampling(self, output_stride: int) -> int:
         """Return the factor by which the head enlarges its logits."""
@@ -46,6 +52,7 @@ class Architecture:
 
 
 _FROM_4 = (4, 8, 16, 32)
+_POOLED = math.inf
 
 ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
@@ -56,12 +63,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("linknet", "Chaurasia and Culurciello, arXiv 1707.03718"),
         Architecture("fpn", "Kirillov et al., arXiv 1901.02446", _FROM_4, decoder_stride=4),
         Architecture("pspnet", "Zhao et al., arXiv 1612.01105", (4, 8), 8, (8,), 8),
-        Architecture("deeplabv3", "Chen et al., arXiv 1706.05587", _FROM_4, 8, (8, 16), None, least_batch=2),
-        Architecture("deeplabv3plus", "Chen et al., arXiv 1802.02611", _FROM_4, 16, (8, 16), 4, least_batch=2),
-        Architecture("pan", "Li et al., arXiv 1805.10180", _FROM_4, 16, (16, 32), 4, least_cells=8, least_batch=2),
-        Architecture("upernet", "Xiao et al., arXiv 1807.10221", _FROM_4, 32, (8, 16, 32), 4, least_batch=2),
+        Architecture("deeplabv3", "Chen et al., arXiv 1706.05587", _FROM_4, 8, (8, 16), None, 1, _POOLED),
+        Architecture("deeplabv3plus", "Chen et al., arXiv 1802.02611", _FROM_4, 16, (8, 16), 4, 1, _POOLED),
+        Architecture("pan", "Li et al., arXiv 1805.10180", _FROM_4, 16, (16, 32), 4, 8, _POOLED),
+        Architecture("upernet", "Xiao et al., arXiv 1807.10221", _FROM_4, 32, (8, 16, 32), 4, 1, _POOLED),
         Architecture("segformer", "Xie et al., arXiv 2105.15203", output_strides=(8, 16, 32), decoder_stride=4),
-        Architecture("bifpn", "Tan, Pang, Le: EfficientDet, arXiv 1911.09070, section 5.2", _FROM_4, decoder_stride=4),
+        Architecture("bifpn", "Tan et al., arXiv 1911.09070, section 5.2", _FROM_4, decoder_stride=4, norm_stride=128),
     )
 }
 """The twelve architectures by name; all but bifpn are segmentation_models_pytorch's, with its defaults."""

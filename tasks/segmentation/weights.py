@@ -57,11 +57,12 @@ class WeightsFile:
         )
 
     def is_segmenter(self, arch: str) -> bool:
-        """Return whether a whole model of this architecture is in it; one that does not say is taken at its word."""
+        """Return whether a whole model of this architecture is in it; weights without a header pass for any."""
         model = self.header.get("model")
         if "task" in self.header and isinstance(model, Mapping):
             return self.header["task"] == TASK and model.get("arch") == arch
-        return self.has_head and any(name.startswith("decoder.") for name in self.state)
+        ours = all(any(name.startswith(part) for name in self.state) for part in ("backbone.", "decoder.", "head."))
+        return ours or self.is_smp
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -136,11 +137,16 @@ def from_smp(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
 def _check_backbone(file: WeightsFile, spec: SegmentationSpec) -> None:
     """Say that a model is of another backbone before a hundred names do."""
     theirs = recorded_backbone(file.header)
-    if theirs is not None and resolve_backbone(theirs).timm_name != resolve_backbone(spec.backbone).timm_name:
+    if theirs is not None and _network(theirs) != _network(spec.backbone):
         raise UserError(
             f"{file.source} is a {spec.arch} on backbone {theirs!r}, the model is on {spec.backbone!r}: give "
             f"--backbone {theirs}, or other weights"
         )
+
+
+def _network(backbone: str) -> str:
+    """timm's name of a backbone, without the tag that says which ImageNet weights are meant."""
+    return resolve_backbone(backbone).timm_name.partition(".")[0]
 
 
 def _with_auxiliary_of(model: SegmentationModel, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
