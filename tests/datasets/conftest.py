@@ -11,6 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+
+from effdense.palette import voc_palette
 
 WriteImage = Callable[..., Path]
 
@@ -91,6 +94,21 @@ def write_voc(tmp_path: Path, write_image: WriteImage) -> Callable[..., Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{stem}\n" for stem in stems))
         return root
+
+    return write
+
+
+@pytest.fixture
+def write_mask() -> Callable[..., Path]:
+    """Write a palette PNG with VOC's colours; ``values`` are its indices, (H, W), or one for all of 40x60 pixels."""
+
+    def write(path: Path, values: Any = 0) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        indices = np.asarray(values, np.uint8)
+        image = Image.fromarray(np.broadcast_to(indices, (40, 60)).copy() if indices.ndim == 0 else indices)
+        image.putpalette(voc_palette().tobytes())
+        image.save(path)
+        return path
 
     return write
 
