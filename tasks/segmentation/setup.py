@@ -113,7 +113,7 @@ def build_segmenter(config: SegmentationConfig, data: Data, *, origin: dict[str,
     segmenter = Segmenter(
         model.to(choose_device(config.device)),
         class_names,
-        image_size=config.image_size,
+        image_size=config.scene_size or config.image_size,
         inference=Inference(window=config.window, stride=config.stride, scene_size=config.scene_size),
     )
     log.info(
@@ -161,7 +161,7 @@ def build_loss(config: SegmentationConfig, data: Data) -> SegmentationLoss:
         tversky_beta=config.tversky_beta,
         ohem_threshold=config.ohem_threshold,
         ohem_min_share=config.ohem_min_share,
-        **({"auxiliary_weight": config.auxiliary_weight} if config.auxiliary_weight else {}),
+        auxiliary_weight=config.auxiliary_weight,
     )
 
 
@@ -177,7 +177,8 @@ def training_loader(config: SegmentationConfig, data: Data, segmenter: Segmenter
             f"{config.arch} averages over the image, which leaves BatchNorm one value an image to learn from: batches "
             f"of {images} are too small, give a larger --batch-size (and as many images), {least} or more"
         )
-    size, scene = segmenter.image_size, config.scene_size
+    size, scene = config.image_size, config.scene_size
+    assert size is not None
     transform = train_transform(
         image_size_hw=(size, size),
         fill=mean_fill(segmenter.model.backbone.mean),
