@@ -142,7 +142,7 @@ def spec_from_dict(values: dict[str, Any]) -> SegmentationSpec:
         if name not in values:
             raise UserError(f"the constants of a segmentation model lack {name!r}")
         if type(values[name]) is not kind:
-            raise UserError(f"{name} of a segmentation model is {values[name]!r}; it must be a {kind.__name__}")
+            raise UserError(f"{name} of a segmentation model is {values[name]!r}; it must be of type {kind.__name__}")
     rate = values.get("drop_path_rate", 0.0)
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
         raise UserError(f"drop_path_rate of a segmentation model is {rate!r}; it must be a number")
