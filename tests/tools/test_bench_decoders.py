@@ -27,11 +27,19 @@ def test_a_check_that_fails_is_said_and_the_command_fails(
     assert "no, at 1 x 1" in capsys.readouterr().out
 
 
-def test_a_model_that_is_wrong_at_an_odd_size_is_found() -> None:
+def test_a_model_that_is_wrong_at_some_size_is_found() -> None:
     model = create_segmentation_model("pspnet", 3).eval()
     model.head = torch.nn.Sequential(model.head, torch.nn.AvgPool2d(3, 1))
     with torch.no_grad():
-        assert bench_decoders.any_size_fault(model).startswith("no, at 131 x 97")
+        assert bench_decoders.any_size_fault(model) == "no, at 32 x 32"
+
+
+def test_a_model_that_does_not_export_says_why() -> None:
+    model = create_segmentation_model("pspnet", 3).eval()
+    with torch.no_grad():
+        assert bench_decoders.export_fault(model) == ""
+        model.head.register_forward_hook(lambda module, _, logits: logits * float(logits.sum()))
+        assert bench_decoders.export_fault(model).startswith("no, ")
 
 
 @pytest.mark.parametrize(
