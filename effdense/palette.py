@@ -42,10 +42,10 @@ def voc_indices(image: UInt8) -> tuple[UInt8, Bool]:
         image: RGB, (H, W, 3).
     """
     to_bits, lower_bits = _inverse()
-    parts = cv2.LUT(image, to_bits)  # (H, W, 3): the bits of the index that each channel holds
-    rests = cv2.LUT(image, lower_bits)
+    parts = np.asarray(cv2.LUT(image, to_bits), np.uint8)  # (H, W, 3): the bits of the index that each channel holds
+    rests = np.asarray(cv2.LUT(image, lower_bits), np.uint8)
     indices = parts[..., 0] | parts[..., 1] | parts[..., 2]
-    return np.asarray(indices, np.uint8), np.asarray((rests[..., 0] | rests[..., 1] | rests[..., 2]) == 0, np.bool_)
+    return indices, (rests[..., 0] | rests[..., 1] | rests[..., 2]) == 0
 
 
 @cache

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from effdense.datasets import mask_classes
 from effdense.datasets.demo import DEMO_CLASSES
-from effdense.datasets.mask_files import MaskFiles
+from effdense.datasets.mask_files import MaskFiles, read_values
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.datasets.segmentation_opening import (
     VOC_MASK_CLASSES,
@@ -21,6 +22,7 @@ from effdense.datasets.segmentation_opening import (
 )
 from effdense.datasets.voc import open_voc
 from effdense.errors import UserError
+from effdense.types import UInt8
 
 Write = Callable[..., Path]
 CLASSES = ("background", "cat", "dog")
@@ -140,7 +142,7 @@ def test_what_is_no_voc_with_masks_is_told_what_was_looked_for(folders, message:
 
 def test_masks_without_images_beside_them_are_an_error(tmp_path: Path, write_mask) -> None:
     write_mask(tmp_path / "SegmentationClass/a.png")
-    with pytest.raises(UserError, match="SegmentationClass, but no JPEGImages beside it. Found there"):
+    with pytest.raises(UserError, match=r"SegmentationClass, but no JPEGImages beside it\. Found there"):
         open_segmentation("voc", tmp_path, "train")
 
 
@@ -170,6 +172,12 @@ def test_a_folder_of_images_and_masks_may_be_split_in_four_ways(layout: str, tmp
     assert _first_labels(train) == [1, 1]
     with pytest.raises(UserError, match="no split 'test', only "):
         open_segmentation("folder", tmp_path, "test")
+
+
+def test_folders_of_splits_come_before_a_list_that_happens_to_lie_there(tmp_path: Path, write_pair: Write) -> None:
+    write_pair(tmp_path / "images/train", tmp_path / "masks/train", "a")
+    (tmp_path / "train.txt").write_text("./images/train/a.jpg\n")
+    assert open_segmentation("folder", tmp_path, "train", classes=CLASSES).image_names == ["train/a"]
 
 
 def test_a_flat_folder_is_split_by_name_and_an_image_without_mask_stays_in_to_be_told(
@@ -360,6 +368,19 @@ def test_one_mask_of_many_with_a_class_is_enough_not_to_be_binary(tmp_path: Path
     _binary(tmp_path, write_image, count=45)
     write_mask(tmp_path / "masks/22.png", 2)
     assert len(open_segmentation("folder", tmp_path, "trainval", classes=CLASSES)) == 45
+
+
+def test_of_masks_with_classes_few_are_looked_at_on_opening(tmp_path: Path, write_pair, monkeypatch) -> None:
+    write_pair(tmp_path / "images", tmp_path / "masks", *(f"{number:02d}" for number in range(45)))
+    looked_at: list[Path] = []
+
+    def watched(path: Path) -> UInt8:
+        looked_at.append(path)
+        return read_values(path)
+
+    monkeypatch.setattr(mask_classes, "read_values", watched)
+    open_segmentation("folder", tmp_path, "trainval", classes=CLASSES)
+    assert 1 <= len(looked_at) <= 20
 
 
 @pytest.mark.parametrize("values", [(0, 0), (255, 255), (0, 1), (0, 1, 255)], ids=str)
