@@ -80,6 +80,18 @@ def test_halving_pads_as_tensorflow_does(height: int, width: int) -> None:
     assert torch.equal(halve(x), torch.nn.functional.max_pool2d(padded, 3, 2))
 
 
+def test_halving_exports_for_odd_and_even_sizes() -> None:
+    class Halve(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return halve(x)
+
+    dynamic = {"x": dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)}
+    program = torch.export.export(Halve(), (torch.randn(1, 3, 9, 8),), dynamic_shapes=dynamic).module()
+    for size_hw in ((9, 8), (8, 9), (8, 8), (9, 9)):
+        x = torch.randn(1, 3, *size_hw)
+        assert torch.equal(program(x), halve(x))
+
+
 def test_resizing_repeats_the_nearest_cell() -> None:
     x = torch.tensor([[[[1.0, 2.0]]]])
     assert resize_like(x, torch.zeros(1, 1, 3, 3)).tolist() == [[[[1, 1, 2]] * 3]]
