@@ -135,6 +135,16 @@ def test_the_auxiliary_head_changes_no_prediction(name: str) -> None:
     assert "auxiliary" not in model_of(name).eval().training_outputs(images((64, 64)))
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_auxiliary_loss_alone_trains_the_backbone_and_not_the_decoder(name: str) -> None:
+    model = model_of(name, auxiliary=True).train()
+    outputs = model.training_outputs(images((64, 64), batch=2))
+    generator = torch.Generator().manual_seed(2)
+    (outputs["auxiliary"] * torch.randn(outputs["auxiliary"].shape, generator=generator)).sum().backward()
+    assert model.backbone.conv_stem.weight.grad.abs().max() > 0  # type: ignore[union-attr]
+    assert all(parameter.grad is None for part in (model.decoder, model.head) for parameter in part.parameters())
+
+
 @pytest.mark.parametrize(("name", "stride"), DILATED, ids=[f"{name}-{stride}" for name, stride in DILATED])
 def test_it_runs_at_each_output_stride_with_the_same_weights(name: str, stride: int) -> None:
     model = model_of(name, output_stride=stride).eval()
