@@ -102,13 +102,27 @@ class SegmentationModel(nn.Module):
             outputs["auxiliary"] = _cropped(F.interpolate(coarse, size=x.shape[-2:], mode="bilinear"), images)
         return outputs
 
+    def check_batch(self, num_images: int, size_hw: tuple[int, int]) -> None:
+        """See that a batch is enough to train on.
+
+        Args:
+            num_images: in the batch.
+            size_hw: of the images, in pixels.
+
+        Raises:
+            UserError: a single image that leaves BatchNorm one value to learn from.
+        """
+        if num_images == 1 and max(size_hw) <= self._norm_stride:
+            raise UserError(
+                f"training on one image of {size_hw[1]} x {size_hw[0]} pixels leaves BatchNorm in "
+                f"{self.spec.arch if self.spec else 'this model'} one value to learn from: give a larger --batch-size, "
+                "and as many images"
+            )
+
     def _prepared(self, images: Tensor) -> Tensor:
         """Normalise images and pad them with zeros, which are the mean, to a size that the parts take."""
-        if self.training and images.shape[0] == 1 and max(images.shape[-2:]) <= self._norm_stride:
-            raise UserError(
-                f"training on one image of {images.shape[-1]} x {images.shape[-2]} pixels leaves BatchNorm in "
-                f"{self.spec.arch if self.spec else 'this model'} one value to learn from: give a larger --batch-size"
-            )
+        if self.training:
+            self.check_batch(images.shape[0], (images.shape[-2], images.shape[-1]))
         x = self.backbone.normalise(images)
         bottom, right = (self._padded_size(size) - size for size in x.shape[-2:])
         return F.pad(x, (0, right, 0, bottom))

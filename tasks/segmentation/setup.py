@@ -22,7 +22,6 @@ from effdense.tasks.segmentation.loss import SegmentationLoss, class_weights_fro
 from effdense.tasks.segmentation.loss_terms import parse_terms
 from effdense.tasks.segmentation.model import SegmentationModel, create_segmentation_model
 from effdense.tasks.segmentation.predict import Segmenter
-from effdense.tasks.segmentation.specs import get_architecture
 from effdense.training.device import choose_device
 from effdense.transforms import mean_fill, train_transform
 
@@ -171,14 +170,9 @@ def training_loader(config: SegmentationConfig, data: Data, segmenter: Segmenter
     Raises:
         UserError: batches too small for the decoder's BatchNorm.
     """
-    least = get_architecture(config.arch).least_batch
-    if (images := min(config.batch_size, len(data.train))) < least:
-        raise UserError(
-            f"{config.arch} averages over the image, which leaves BatchNorm one value an image to learn from: batches "
-            f"of {images} are too small, give a larger --batch-size (and as many images), {least} or more"
-        )
     size, scene = config.image_size, config.scene_size
     assert size is not None
+    segmenter.model.check_batch(min(config.batch_size, len(data.train)), (size, size))
     transform = train_transform(
         image_size_hw=(size, size),
         fill=mean_fill(segmenter.model.backbone.mean),
