@@ -31,11 +31,14 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev,lite,tensorboard]'
 	@touch $@
 
-demo: env  ## train on the demo set, evaluate, predict: pictures and a table in runs/demo
+demo: env  ## both tasks on the demo set: train, evaluate, predict; pictures and tables in runs/demo
 	rm -rf $(DEMO)
-	$(BIN)/python tools/train_det.py --backbone lite0 --dataset demo --epochs 20 --eval-every 5 --out $(DEMO)
-	$(BIN)/python tools/eval_det.py $(DEMO)/best.safetensors --dataset demo --split test --out $(DEMO)/eval
-	$(BIN)/python tools/predict.py $(DEMO)/best.safetensors --dataset demo --split test --out $(DEMO)/drawn
+	$(BIN)/python tools/train_det.py --backbone lite0 --dataset demo --epochs 20 --eval-every 5 --out $(DEMO)/detection
+	$(BIN)/python tools/eval_det.py $(DEMO)/detection/best.safetensors --dataset demo --split test --out $(DEMO)/detection/eval
+	$(BIN)/python tools/predict.py $(DEMO)/detection/best.safetensors --dataset demo --split test --out $(DEMO)/detection/drawn
+	$(BIN)/python tools/train_seg.py --dataset demo --epochs 20 --eval-every 5 --out $(DEMO)/segmentation
+	$(BIN)/python tools/eval_seg.py $(DEMO)/segmentation/best.safetensors --dataset demo --split test --out $(DEMO)/segmentation/eval
+	$(BIN)/python tools/predict.py $(DEMO)/segmentation/best.safetensors --dataset demo --split test --out $(DEMO)/segmentation/drawn
 
 test: check  ## every check: ruff, mypy strict, pytest without the slow ones
 	$(BIN)/python -m pytest -m "not slow"

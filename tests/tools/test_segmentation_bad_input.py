@@ -79,6 +79,7 @@ TRAIN_FAULTS = [
     pytest.param(None, ["--ohem-threshold", "0.7", "--loss", "dice"], ["ce"], id="ohem-without-ce"),
     pytest.param(None, ["--stride", "8"], ["--stride", "no effect"], id="stride-without-window"),
     pytest.param(None, ["--window", "64", "--stride", "65"], ["stride", "65", "64"], id="stride-beyond-window"),
+    pytest.param(None, ["--window", "64"], ["window of 64", "--scene-size 0"], id="window-as-large-as-the-scene"),
     pytest.param(None, ["--window", "8"], ["window", "8", "32"], id="window-too-small"),
     pytest.param(None, ["--scene-size", "0"], ["--scene-size 0", "--window"], id="own-pixels-without-window"),
     pytest.param(

@@ -64,6 +64,7 @@ def test_views_are_every_combination_with_the_plain_one_first(words: tuple[str, 
         pytest.param({"window": 64, "stride": 65}, "stride is 65, more than the window's 64", id="stride-too-large"),
         pytest.param({"window": 64, "stride": 0}, "stride is 0", id="stride-zero"),
         pytest.param({"scene_size": -1}, "scene_size is -1", id="negative-scene"),
+        pytest.param({"window": 64, "scene_size": 64}, "covers the whole scene.*--scene-size 0", id="nothing-slides"),
     ],
 )
 def test_what_makes_no_sense_is_refused(values: dict[str, Any], says: str) -> None:
