@@ -52,7 +52,7 @@ class SegmentationConfig(TrainingSettings):
     """Passes over the training split."""
     batch_size: int = 8
     """Images in a forward pass."""
-    lr: float = 0.008
+    lr: float = 0.016
     """Learning rate for 64 images a step; scaled to the real number by its root (adamw) or linearly (sgd), and said."""
 
     # --- data
@@ -76,7 +76,7 @@ class SegmentationConfig(TrainingSettings):
     """Most of a crop's labelled pixels that one class may have; other crops are drawn, up to ten. 1 is off."""
 
     # --- loss
-    loss: str = "ce"
+    loss: str = "ce+dice"
     """Sum of terms with weights, such as ce+0.5*dice; terms are ce, dice, lovasz, focal and tversky."""
     class_weights: tuple[float, ...] | None = None
     """A weight for each class, in every term of the loss."""
