@@ -1,12 +1,13 @@
 """classes.txt: one reading of it for boxes and for masks.
 
 Either one name a line, or a number and a name a line. A number is the value that the class has in mask files; without
-numbers the lines count from 0. "background" at 0 is a class of masks and none of boxes; a name such as "void" at 255
-is a class of neither.
+numbers the lines count from 0. "background" at 0 is a class of masks and none of boxes. A numbered name such as "void"
+or "unlabeled" is a class of neither, whatever its number: those pixels of masks are not counted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ from effdense.types import IGNORE_INDEX
 CLASSES_FILE = "classes.txt"
 BACKGROUND = "background"
 
-_BACKGROUND_NAMES = (BACKGROUND, "__background__", "_background_")
+_BACKGROUND_NAMES = (BACKGROUND, "bg")
 _SHOWN = 10
-_VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled", "border")
+_VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled")
+_BORDER = "border"
+"""Void at 255 alone: of cells, say, the border is a class."""
+_NUMBERED = re.compile(r"(-?\d+)\s+(\S.*)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,21 @@ class ClassFile:
     Attributes:
         path: the file.
         numbered: whether it numbers its classes itself.
-        names: by number, in the order of the numbers; without the void of 255.
+        names: by number, in the order of the numbers; without the void.
+        void_values: numbers other than 255 that the file calls void.
+        notes: what was decided.
     """
 
     path: Path
     numbered: bool
     names: dict[int, str]
+    void_values: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def has_background(self) -> bool:
         """Whether the class of number 0 is the background."""
-        return self.names.get(0, "").lower() in _BACKGROUND_NAMES
+        return is_background(self.names.get(0, ""))
 
     @property
     def object_names(self) -> tuple[str, ...]:
@@ -48,26 +56,54 @@ class ClassFile:
         return tuple(name for number, name in self.names.items() if number or not self.has_background)
 
 
+def is_background(name: str) -> bool:
+    """Whether a class is the background by its name: "background", "__background__", "BG" and the like."""
+    return name.strip().strip("_").casefold() in _BACKGROUND_NAMES
+
+
 def read_class_file(folder: Path) -> ClassFile | None:
     """Read the classes.txt of a folder, or return None where it has none.
 
     Raises:
-        UserError: a name or a number comes twice, or the text is not UTF-8.
+        UserError: a name or a number comes twice, a number is negative, or the text is not UTF-8.
     """
     path = folder / CLASSES_FILE
     if not path.is_file():
         return None
     rows = [line.strip() for line in read_lines(path) if line.strip()]
-    numbered = all(row.split()[0].isdecimal() and len(row.split()) > 1 for row in rows)
-    if numbered:
-        pairs = sorted((int(number), name.strip()) for number, name in (row.split(maxsplit=1) for row in rows))
-    else:
-        pairs = list(enumerate(rows))
-    pairs = [(number, name) for number, name in pairs if number != IGNORE_INDEX or name.lower() not in _VOID_NAMES]
-    refuse_twice((name for _, name in pairs), path)
+    matches = [_NUMBERED.fullmatch(row) for row in rows]
+    numbered = all(match is not None for match in matches)
+    pairs = sorted((int(match[1]), match[2]) for match in matches if match) if numbered else list(enumerate(rows))
+    void = [(number, name) for number, name in pairs if _is_void(number, name)]
+    classes = [pair for pair in pairs if pair not in void] if numbered else pairs
+    refuse_twice((name for _, name in classes), path)
     if twice := _repeated(str(number) for number, _ in pairs):
         raise UserError(f"{path} gives a number twice: {', '.join(twice)}")
-    return ClassFile(path, numbered, dict(pairs))
+    if classes and classes[0][0] < 0:
+        number, name = classes[0]
+        raise UserError(f"{path} gives {name!r} the number {number}, which no mask can hold: take the line out")
+    if not numbered:
+        return ClassFile(path, numbered, dict(classes), notes=_unnumbered_void_notes(void, path))
+    values = tuple(number for number, _ in void if 0 <= number < IGNORE_INDEX)
+    return ClassFile(path, numbered, dict(classes), values, _void_notes(void, path))
+
+
+def _is_void(number: int, name: str) -> bool:
+    return name.lower() in _VOID_NAMES or (number == IGNORE_INDEX and name.lower() == _BORDER)
+
+
+def _void_notes(void: Sequence[tuple[int, str]], path: Path) -> tuple[str, ...]:
+    shown = [f"{number} {name}" for number, name in void if 0 <= number < IGNORE_INDEX]
+    said = f"{path}: {', '.join(shown)} {'is' if len(shown) == 1 else 'are'} no class by name: such pixels are void"
+    return (said,) if shown else ()
+
+
+def _unnumbered_void_notes(void: Sequence[tuple[int, str]], path: Path) -> tuple[str, ...]:
+    return tuple(
+        f"{path}: {name!r} is class {number}, as it is listed; if it means pixels that do not count, number the lines "
+        f"of the file ({number} {name} and so on)"
+        for number, name in void
+    )
 
 
 def refuse_twice(names: Iterable[str], source: object) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from effdense.datasets.class_names import BACKGROUND, CLASSES_FILE, ClassFile, read_class_file, refuse_twice
+from effdense.datasets.index import Names
 from effdense.datasets.mask_files import FOREGROUND_VALUE, MaskFiles, read_values
 from effdense.datasets.segmentation_index import MAX_CLASSES
 from effdense.errors import UserError
@@ -28,11 +29,13 @@ class MaskClasses:
         names: (K,).
         values: (K,), the number of each in the files.
         notes: what was decided.
+        void_values: further numbers in the files that mean void.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    void_values: tuple[int, ...] = ()
 
 
 def given_classes(classes: Sequence[str], *, binary: bool) -> MaskClasses:
@@ -82,17 +85,18 @@ def found_classes(
     names, values, note = _with_background(listed, background_is_implied)
     _check(names, listed.path)
     if values[-1] >= IGNORE_INDEX:
+        hint = f"; if the masks hold 0 and {FOREGROUND_VALUE} alone, give --binary-masks"
         raise UserError(
             f"{listed.path} gives {names[-1]!r} the number {values[-1]}; classes are numbered from 0 to "
-            f"{IGNORE_INDEX - 1}, and {IGNORE_INDEX} is void"
+            f"{IGNORE_INDEX - 1}, and {IGNORE_INDEX} is void{hint if values == (0, FOREGROUND_VALUE) else ''}"
         )
-    return MaskClasses(names, values, note)
+    return MaskClasses(names, values, listed.notes + note, listed.void_values)
 
 
 def _with_background(listed: ClassFile, implied: bool) -> tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]:
     """Return names, values and notes of a classes.txt."""
     names = listed.names
-    if not implied or listed.has_background or (listed.numbered and 0 in names):
+    if not implied or listed.has_background or (listed.numbered and (0 in names or 0 in listed.void_values)):
         return tuple(names.values()), tuple(names), ()
     shift = 0 if listed.numbered else 1
     names = {0: BACKGROUND} | {number + shift: name for number, name in names.items()}
@@ -121,21 +125,28 @@ def no_classes(masks: MaskFiles, root: Path) -> UserError:
     )
 
 
-def refuse_binary(masks: MaskFiles) -> None:
+def refuse_binary(masks: MaskFiles, others: Names) -> None:
     """Raise UserError if masks that are to be read as label maps hold nothing but 0 and 255.
 
     As label maps they would be background and void, and nothing could be learnt. A few masks are looked at; the
     rest only for as long as these are so. What cannot be read is passed over, for the doctor to tell.
+
+    Args:
+        masks: those of a split.
+        others: the masks of all splits, relative to the same folder. A small split may well show nothing but
+            background and void while they show classes.
     """
-    if masks.binary:
-        return
+    if not masks.binary and _looks_binary(masks) and _looks_binary(replace(masks, file_names=others)):
+        raise UserError(binary_sentence(masks))
+
+
+def _looks_binary(masks: MaskFiles) -> bool:
     seen: set[int] = set()
     for position in _spread(len(masks.file_names)):
         seen |= _values_in(masks, position)
         if not seen <= {0, FOREGROUND_VALUE}:
-            return
-    if seen == {0, FOREGROUND_VALUE}:
-        raise UserError(binary_sentence(masks))
+            return False
+    return seen == {0, FOREGROUND_VALUE}
 
 
 def binary_sentence(masks: MaskFiles) -> str:

@@ -3,7 +3,8 @@
 What a pixel says is its index, never its look: of a palette image the index and not the colour (VOC's person is 15, and
 its colour as grey would be 147), of a grey image the number as it was stored (Pillow and OpenCV stretch 2 and 4 bits to
 the whole range of a byte, which is undone here). A colour image without a palette means the indices whose colours in
-VOC's colour map it shows; where it is grey in truth, with all three channels alike, it means that grey.
+VOC's colour map it shows; where it is grey in truth, with all three channels alike, it means that grey. Some greys are
+colours of VOC's map as well: an image of such greys alone could be either, and is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from effdense.datasets.images import explained, open_with_pillow, sound_bytes
 from effdense.datasets.index import Names, file_at
@@ -35,6 +37,9 @@ _GREY = 0
 _STRETCHED_BY = {2: 85, 4: 17}
 """By bits per pixel, what decoders multiply the numbers of a grey PNG with."""
 _LOSSY = (".jpg", ".jpeg", ".webp")
+_DEEP = 16
+_TIFF_BITS = 258
+"""The tag of TIFF that holds the bits per sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,7 @@ class MaskFiles:
         class_names: (K,), for messages.
         class_values: (K,), the number that each class has in the files.
         binary: 255 is a class (the second of two), and not void.
+        void_values: further numbers in the files that mean void, as 255 does.
     """
 
     folder: Path
@@ -54,11 +60,13 @@ class MaskFiles:
     class_names: tuple[str, ...]
     class_values: tuple[int, ...]
     binary: bool = False
+    void_values: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.class_names) == len(self.class_values) == len(set(self.class_values))
         assert all(0 <= value < 256 for value in self.class_values)
         assert self.binary == (IGNORE_INDEX in self.class_values)
+        assert not set(self.void_values) & set(self.class_values)
 
     def read(self, position: int, size_hw: tuple[int, int] | None = None) -> UInt8:
         """Return the labels of a mask in the size of its file, (H, W): 0..K-1, and 255 = ignore.
@@ -102,7 +110,7 @@ class MaskFiles:
     def _tables(self) -> tuple[UInt8, UInt8, bool]:
         """Return the label of each value and a mark where it has none, (256,) each, and whether labels are values."""
         labels, strays = np.full(256, IGNORE_INDEX, np.uint8), np.ones(256, np.uint8)
-        strays[IGNORE_INDEX] = 0
+        strays[[IGNORE_INDEX, *self.void_values]] = 0
         for label, value in enumerate(self.class_values):
             labels[value], strays[value] = label, 0
         known = np.flatnonzero(strays == 0)
@@ -139,13 +147,14 @@ def read_values(path: Path, *, one_bit: int = 1) -> UInt8:
         one_bit: what to return for 1 where a pixel has one bit.
 
     Raises:
-        LabelError: numbers above 255, colours that VOC's colour map does not have, or an image of some other kind.
+        LabelError: numbers above 255, colours that VOC's colour map does not have, greys that are colours of that map
+            too, or an image of some other kind.
         UserError: missing, cut short, or no image.
     """
     with explained(path, "mask"):
         data = sound_bytes(path)
         with open_with_pillow(io.BytesIO(data)) as image:
-            mode = image.mode
+            mode, deep = image.mode, _is_deep(image, data)
             pixels = np.array(image)  # (H, W) or (H, W, channels)
     if mode == "1":
         return np.asarray(np.where(pixels, one_bit, 0), np.uint8)
@@ -153,6 +162,8 @@ def read_values(path: Path, *, one_bit: int = 1) -> UInt8:
         return _as_stored(pixels, data)
     if mode == "P":
         return pixels
+    if deep and mode in ("LA", "RGB", "RGBA"):
+        return _of_deep_channels(data, path)
     if mode in ("LA", "PA"):
         return np.ascontiguousarray(pixels[..., 0])
     if mode == "I" or mode.startswith("I;16"):
@@ -169,6 +180,25 @@ def _as_stored(pixels: UInt8, data: bytes) -> UInt8:
     return np.asarray(pixels // _STRETCHED_BY[bits], np.uint8) if kind == _GREY and bits in _STRETCHED_BY else pixels
 
 
+def _is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether the channels have 16 bits, of which Pillow would keep the upper 8 where there are several channels."""
+    if data.startswith(_PNG):
+        return data[24] == _DEEP
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, ())
+    return any(number >= _DEEP for number in np.atleast_1d(bits).tolist())
+
+
+def _of_deep_channels(data: bytes, path: Path) -> UInt8:
+    """Return the indices of an image with several channels of 16 bits, whose numbers are to fit into 8."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim not in (2, 3) or pixels.dtype != np.uint16:
+        raise LabelError(f"mask {path} has channels of 16 bits that cannot be read; save it as an index PNG of 8 bits")
+    pixels = np.atleast_3d(pixels)
+    colors = pixels[..., 2::-1] if pixels.shape[2] >= 3 else pixels[..., :1]
+    _as_bytes(colors.max(axis=2), path)
+    return _indices_of_colors(np.broadcast_to(colors, (*colors.shape[:2], 3)).astype(np.uint8), path)
+
+
 def _as_bytes(pixels: npt.NDArray[np.integer], path: Path) -> UInt8:
     astray = (pixels < 0) | (pixels > 255)
     if astray.any():
@@ -182,10 +212,18 @@ def _as_bytes(pixels: npt.NDArray[np.integer], path: Path) -> UInt8:
 
 def _indices_of_colors(pixels: UInt8, path: Path) -> UInt8:
     indices, known = voc_indices(pixels)
-    if known.all():
-        return indices
     red, green, blue = cv2.split(pixels)
-    if np.array_equal(red, green) and np.array_equal(red, blue):
+    is_grey = np.array_equal(red, green) and np.array_equal(red, blue)
+    if known.all():
+        if is_grey and indices.any():
+            y, x = _first(indices > 0)
+            raise LabelError(
+                f"mask {path}: the grey {red[y, x]} in three channels, at x {x}, y {y}, could be index {red[y, x]} or "
+                f"the colour of index {indices[y, x]} in Pascal VOC's colour map, and the file has nothing that tells; "
+                "save it as an index PNG: one channel, one class index per pixel"
+            )
+        return indices
+    if is_grey:
         return np.asarray(red, np.uint8)
     y, x = _first(~known)
     raise LabelError(

@@ -158,6 +158,7 @@ def open_masks(
     class_values: tuple[int, ...],
     binary: bool,
     notes: tuple[str, ...],
+    void_values: tuple[int, ...] = (),
 ) -> SegmentationIndex:
     """Build the index of one split.
 
@@ -169,6 +170,7 @@ def open_masks(
         class_values: (K,), the number of each class in the files.
         binary: 255 is a class.
         notes: what has been decided so far.
+        void_values: further numbers in the files that mean void.
 
     Raises:
         UserError: no such split, or a list that names what is not there.
@@ -184,7 +186,7 @@ def open_masks(
         file_names=pack_names([folders.image_of(name) for name in names]),
         image_ids=np.arange(1, len(names) + 1, dtype=np.int64),
         sizes_hw=np.zeros((len(names), 2), np.int64),
-        masks=MaskFiles(folders.masks_dir, masks, class_names, class_values, binary),
+        masks=MaskFiles(folders.masks_dir, masks, class_names, class_values, binary, void_values),
         notes=notes + note,
     )
 

@@ -109,6 +109,7 @@ def examine_masks(splits: Mapping[str, SegmentationIndex], *, skip_broken: bool 
     """
     report = MaskReport()
     headers: dict[str, list[Header]] = {}
+    binary: dict[str, str] = {}
     for split, index in splits.items():
         report.notes += [note for note in index.notes if note not in report.notes]
         report.errors += duplicate_ids(index.source, {"image": index.image_ids})
@@ -121,7 +122,14 @@ def examine_masks(splits: Mapping[str, SegmentationIndex], *, skip_broken: bool 
         report.rows.append(_row(split, len(sound), tally, broken))
         if split == "train":
             report.class_rows = _class_rows(index.class_names, tally)
-        _check_labels(index, tally, split, report)
+        if files := _check_labels(index, tally, split, report):
+            binary[split] = binary_sentence(files)
+    # A small split may show nothing but background and void; where one is trained on, or all are so, it is a mistake.
+    for split, sentence in binary.items():
+        if split == "train" or len(binary) == len(splits):
+            report.errors.append(sentence)
+        else:
+            report.warnings.append(f"{split}: {sentence}")
     for first, second in combinations(splits, 2):
         report.warnings += shared_images(
             first, report.sound[first], headers[first], second, report.sound[second], headers[second]
@@ -211,8 +219,12 @@ def _share(part: int, whole: int) -> str:
     return f"{min(percent, 99.99):.2f} %"
 
 
-def _check_labels(index: SegmentationIndex, tally: _Tally, split: str, report: MaskReport) -> None:
-    """Note what masks do not show; to have no image, or to train without any labelled pixel, is an error."""
+def _check_labels(index: SegmentationIndex, tally: _Tally, split: str, report: MaskReport) -> MaskFiles | None:
+    """Note what masks do not show; to have no image, or to train without any labelled pixel, is an error.
+
+    Returns:
+        The files of masks that look binary, if they do.
+    """
     where = f"{split} ({index.source})"
     counts = tally.pixels[: len(index.class_names)]
     files = _looking_binary(index.masks, tally)
@@ -220,12 +232,13 @@ def _check_labels(index: SegmentationIndex, tally: _Tally, split: str, report: M
         if not report.errors:  # else they say why
             report.errors.append(f"{where} has no image" + (" that is not broken" if len(index) else ""))
     elif files is not None:
-        report.errors.append(binary_sentence(files))
+        return files
     elif not counts.any():
         sentence = f"{where} has no labelled pixel: its masks are {IGNORE_INDEX}, which is void, from end to end"
         (report.errors if split == "train" else report.warnings).append(sentence)
     elif lacking := [name for name, count in zip(index.class_names, counts.tolist(), strict=True) if not count]:
         report.warnings.append(f"{split} shows no pixel of {len(lacking)} classes: {listed(lacking)}")
+    return None
 
 
 def _looking_binary(masks: MaskSource, tally: _Tally) -> MaskFiles | None:

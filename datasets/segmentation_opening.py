@@ -15,6 +15,7 @@ from effdense.datasets.coco import coco_splits, find_annotations
 from effdense.datasets.coco_instances import open_coco_instances
 from effdense.datasets.coco_panoptic import open_coco_panoptic
 from effdense.datasets.demo import DEMO_CLASSES, DEMO_SPLITS, demo_folder
+from effdense.datasets.index import pack_names
 from effdense.datasets.layout import existing_folder
 from effdense.datasets.mask_classes import MaskClasses, found_classes, given_classes, no_classes, refuse_binary
 from effdense.datasets.mask_files import MaskFiles
@@ -139,9 +140,10 @@ def _open_mask_files(
         class_values=chosen.values,
         binary=binary,
         notes=chosen.notes,
+        void_values=chosen.void_values,
     )
     assert isinstance(index.masks, MaskFiles)
-    refuse_binary(index.masks)
+    refuse_binary(index.masks, pack_names(sorted(folders.masks.values())))
     if known is None:
         raise no_classes(index.masks, folders.root)
     return index
@@ -199,14 +201,15 @@ def _check_arguments(name: str, root: Path | None, labels: str, annotations: Pat
         )
     if images is not None and annotations is None:
         raise UserError(
-            f"image folder {images} is named without its annotation file; name that too (--train-annotations)"
+            f"image folder {images} is named without its annotation file; name that too (--train-annotations; in "
+            "evaluation --annotations)"
         )
     if name == "coco" and labels == "masks":
         raise UserError("dataset 'coco' has instances or panoptic labels; mask files beside images are 'folder'")
     if name != "coco" and labels not in ("auto", "masks"):
         raise UserError(f"labels {labels!r} are of dataset 'coco' alone; {name!r} has mask files")
     if root is None and name != "demo" and annotations is None:
-        file = ", or --train-annotations FILE" if name == "coco" else ""
+        file = ", or --train-annotations FILE (in evaluation --annotations FILE)" if name == "coco" else ""
         raise UserError(f"dataset {name!r} needs the folder that it lies in: --data-root DIR{file}")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 
 from effdense.datasets.layout import SPLIT_NAMES
+from effdense.datasets.listing import is_litter
 from effdense.errors import UserError, nearest
 
 UNLISTED_SPLITS = ("train", "val", "trainval")
@@ -16,12 +17,17 @@ UNLISTED_SPLITS = ("train", "val", "trainval")
 _SHOWN = 10
 _TRAIN_SHARE = 0.8
 _USUAL = ("train", "val", "trainval", "test")
+_DATA_FOLDERS = (
+    "jpegimages", "images", "annotations", "segmentationclass", "segmentationclasspng", "masks", "labels",
+)  # fmt: skip
+"""In lower case, folders that a line of a list may name though names of images lack them."""
 
 
 def find_lists(root: Path, folders: Sequence[str]) -> dict[str, Path]:
     """Return the list of each split, by its name: those of the first of these folders that has any."""
     for folder in folders:
-        if lists := {path.stem: path for path in sorted((root / folder).glob("*.txt"))}:
+        paths = sorted(path for path in (root / folder).glob("*.txt") if not is_litter(PurePath(path.name)))
+        if lists := {path.stem: path for path in paths if path.is_file()}:
             return lists
     return {}
 
@@ -50,7 +56,8 @@ def listed_rows(path: Path, names: Sequence[str], lacks: Callable[[str], str], r
     """Return the positions among ``names`` of those that a list names, in its order.
 
     A line holds a name, which may carry a file extension, or a name and more behind it (VOC's flag of 1 or -1; the
-    mask's path behind the image's).
+    mask's path behind the image's). It may begin with the folder of the images (JPEGImages/x.jpg), and with folders
+    above it where the path is absolute or they are the list's own. Backslashes are as good as slashes.
 
     Args:
         path: the list.
@@ -66,12 +73,7 @@ def listed_rows(path: Path, names: Sequence[str], lacks: Callable[[str], str], r
     for number, line in enumerate(read_lines(path), start=1):
         if not (text := line.strip()):
             continue
-        first = text.split()[0]
-        spellings = (
-            text,
-            first,
-            *(os.path.splitext(written)[0] for written in (text, first, PurePosixPath(first).name)),
-        )
+        spellings = (spelling for written in (text, text.split()[0]) for spelling in _spellings(written, path))
         row = next((row_of[spelling] for spelling in spellings if spelling in row_of), None)
         if row is None:
             faults.append(f"{path}:{number}: {text!r} {lacks(text)}")
@@ -81,6 +83,31 @@ def listed_rows(path: Path, names: Sequence[str], lacks: Callable[[str], str], r
         more = f"\nand {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise UserError("\n".join(faults[:_SHOWN]) + more + "\n" + remedy)
     return rows
+
+
+def _spellings(written: str, path: Path) -> Iterator[str]:
+    """Yield what a path in a list may be called as an image, what is nearest to it first.
+
+    Only folders that are known to hold images are dropped: ``b/x`` is not ``x``.
+    """
+    parts = PurePosixPath(written.replace("\\", "/")).parts
+    candidates = [written, "/".join(parts)]
+    for place, part in enumerate(parts[:-1]):
+        if part.lower() not in _DATA_FOLDERS:
+            continue
+        candidates.append("/".join((*parts[:place], *parts[place + 1 :])))  # train/images/x is the image train/x
+        if _leads_to(parts[:place], path):
+            candidates.append("/".join(parts[place + 1 :]))
+    for candidate in candidates:
+        yield candidate
+        yield os.path.splitext(candidate)[0]
+
+
+def _leads_to(above: tuple[str, ...], path: Path) -> bool:
+    """Whether folders before that of the images may be dropped: none but such, an absolute path, or the list's own."""
+    if all(part.lower() in _DATA_FOLDERS or part == ".." for part in above):
+        return True
+    return above[0] == "/" or above[0].endswith(":") or above[-1] in path.resolve().parent.parts
 
 
 def hashed_rows(names: Sequence[str], split: str) -> tuple[list[int], int]:
@@ -100,13 +127,15 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file.
 
     Raises:
-        UserError: the text is not UTF-8; names the line.
+        UserError: it cannot be read, or the text is not UTF-8; names the line.
     """
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: the text is not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def no_split(root: Path, split: str, known: Sequence[str]) -> UserError:
@@ -117,5 +146,5 @@ def no_split(root: Path, split: str, known: Sequence[str]) -> UserError:
 
 def _hash_share(name: str) -> float:
     """Return a number in [0, 1) that depends on the file's name alone."""
-    digest = hashlib.blake2b(PurePosixPath(name).name.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(PurePosixPath(name).name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -251,3 +252,56 @@ def test_masks_survive_the_way_to_a_worker_and_can_be_selected(tmp_path: Path) -
     assert [again.read(position).tolist() for position in range(2)] == [[[2]], [[0]]]
     assert again.where(0) == f"mask {tmp_path / '2.png'}"
     assert len(pickle.dumps(files.select(np.zeros(10_000, np.int64)))) < 20 * 10_000
+
+
+def _deep_png(pixels: np.ndarray, path: Path, kind: int) -> None:
+    """A PNG with several channels of 16 bits; ``kind`` is 2 RGB, 4 grey with alpha, 6 RGBA."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels.astype(">u2"))
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )
+
+
+DEEP = {"rgb": (2, 3, False), "grey-with-alpha": (4, 1, True), "rgb-with-alpha": (6, 3, True)}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_several_channels_of_16_bits_keep_their_lower_half(case: str, tmp_path: Path) -> None:
+    kind, channels, has_alpha = DEEP[case]
+    values = np.repeat(INDICES[..., None].astype(np.uint16), channels, axis=2)
+    alpha = [np.full((*INDICES.shape, 1), 65535, np.uint16)] if has_alpha else []
+    _deep_png(np.concatenate([values, *alpha], axis=2), tmp_path / "a.png", kind)
+    assert read_values(tmp_path / "a.png").tolist() == INDICES.tolist()
+    _deep_png(np.concatenate([values + 300, *alpha], axis=2), tmp_path / "a.png", kind)
+    with pytest.raises(LabelError, match=r"a\.png: value 300 at x 0, y 0 is no class index"):
+        read_values(tmp_path / "a.png")
+
+
+def test_a_tiff_of_three_channels_of_16_bits_keeps_its_lower_half(tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / "a.tif"), np.repeat(INDICES[..., None].astype(np.uint16), 3, axis=2))
+    assert read_values(tmp_path / "a.tif").tolist() == INDICES.tolist()
+
+
+@pytest.mark.parametrize(("grey", "index"), [(64, 56), (128, 7), (192, 63)])
+def test_greys_that_are_colours_of_voc_are_never_guessed_at(grey: int, index: int, tmp_path: Path) -> None:
+    _grey_as_rgb(np.array([[0, grey]], np.uint8), tmp_path / "a.png")
+    message = rf"grey {grey} in three channels, at x 1, y 0, could be index {grey} or the colour of index {index} .*PNG"
+    with pytest.raises(LabelError, match=message):
+        read_values(tmp_path / "a.png")
+    _mode("L")(np.array([[0, grey]], np.uint8), tmp_path / "a.png")
+    assert read_values(tmp_path / "a.png").tolist() == [[0, grey]]
+    for sure in ([[0, 1, grey]], [[0, 255]], [[0, 0]]):
+        _grey_as_rgb(np.array(sure, np.uint8), tmp_path / "a.png")
+        assert read_values(tmp_path / "a.png").tolist() == sure
+
+
+def test_numbers_that_mean_void_become_255(tmp_path: Path) -> None:
+    _mode("L")(np.array([[0, 1, 2, 3, 255]], np.uint8), tmp_path / "a.png")
+    files = MaskFiles(tmp_path, pack_names(["a.png"]), ("x", "y"), (1, 3), void_values=(0, 2))
+    assert files.read(0).tolist() == [[255, 0, 255, 1, 255]]

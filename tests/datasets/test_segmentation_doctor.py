@@ -282,3 +282,20 @@ def test_pixels_are_counted_exactly(size_hw: tuple[int, int]) -> None:
     counts = count_labels(mask)
     assert counts.dtype == np.int64
     assert (counts[3], counts[255], counts.sum()) == (mask.size - 1, 1, mask.size)
+
+
+def test_a_small_split_of_background_and_void_is_a_warning_unless_all_are_so(write_set: Write) -> None:
+    two = np.where(HALF == 1, 255, 0)
+    root = write_set(train={"a": MIXED, "b": HALF}, val={"c": two})
+    report = _examine(root, "train", "val")
+    report.raise_errors()
+    assert any(sentence.startswith("val: the masks in") for sentence in report.warnings)
+    with pytest.raises(UserError, match="look binary"):
+        _examine(root, "val").raise_errors()
+
+
+def test_training_on_background_and_void_is_an_error_whatever_else_there_is(write_set: Write) -> None:
+    two = np.where(HALF == 1, 255, 0)
+    report = _examine(write_set(train={"a": two}, val={"c": MIXED}), "train", "val")
+    with pytest.raises(UserError, match="look binary"):
+        report.raise_errors()

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from effdense.datasets import mask_classes
+from effdense.datasets.class_names import is_background
 from effdense.datasets.demo import DEMO_CLASSES
 from effdense.datasets.mask_files import MaskFiles, read_values
 from effdense.datasets.segmentation_index import SegmentationIndex
@@ -559,3 +560,34 @@ def test_other_classes_are_an_error_that_shows_both_sides(tmp_path: Path, write_
 def test_files_are_the_source_of_voc_folder_and_demo(voc_root: Write) -> None:
     assert isinstance(open_segmentation("voc", voc_root("a", train="a"), "train").masks, MaskFiles)
     assert isinstance(open_segmentation("demo", None, "test").masks, MaskFiles)
+
+
+def test_void_of_any_number_is_255_and_a_note_says_so(tmp_path: Path, write_pair: Write) -> None:
+    root = write_pair(tmp_path / "images", tmp_path / "masks", "a", value=0)
+    write_pair(tmp_path / "images", tmp_path / "masks", "b", value=7)
+    (root / "classes.txt").write_text("0 unlabeled\n7 road\n9 void\n")
+    index = open_segmentation("folder", root, "trainval")
+    assert index.class_names == ("road",)
+    assert _first_labels(index) == [255, 0]
+    assert "0 unlabeled, 9 void are no class by name: such pixels are void" in index.notes[0]
+
+
+def test_void_at_0_of_voc_is_no_background(tmp_path: Path, voc_root: Write) -> None:
+    root = voc_root("a", train="a")
+    (tmp_path / "classes.txt").write_text("0 void\n1 cat\n")
+    assert open_segmentation("voc", root, "train").class_names == ("cat",)
+
+
+def test_binary_classes_of_a_list_get_the_hint(tmp_path: Path, write_pair: Write) -> None:
+    root = write_pair(tmp_path / "images", tmp_path / "masks", "a", value=255)
+    (root / "classes.txt").write_text("0 background\n255 crack\n")
+    with pytest.raises(UserError, match=r"gives 'crack' the number 255; .* 0 and 255 alone, give --binary-masks"):
+        open_segmentation("folder", root, "trainval")
+    assert open_segmentation("folder", root, "trainval", binary=True).class_names == ("background", "crack")
+
+
+@pytest.mark.parametrize("name", ["background", "_background_", "__Background__", "BG"])
+def test_the_background_is_known_by_its_names(name: str) -> None:
+    assert is_background(name)
+    assert not is_background(f"{name} noise")
+    assert not is_background("")
