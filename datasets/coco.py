@@ -16,6 +16,7 @@ import numpy as np
 from effdense.datasets.coco_json import (
     Json,
     annotation_keys,
+    flags,
     image_columns,
     load_coco,
     number_labels,
@@ -114,7 +115,8 @@ def find_annotations(root: Path, split: str, kind: str = "instances") -> Path:
     what = "COCO annotations" if kind == "instances" else f"COCO {kind} annotations"
     raise UserError(
         f"{root} holds no {what} for split {split!r}: looked for {looked_for}. {what_is_there(root)}{known} "
-        "Name any other file with --train-annotations and --train-images (or --val-...)"
+        "Name any other file and its images: --train-annotations and --train-images (or --val-...) in training, "
+        "--annotations and --images in evaluation"
     )
 
 
@@ -156,7 +158,7 @@ def _find_images(annotations: Path, root: Path | None, split: str, file_names: N
     looked_in = ", ".join(str(folder) for folder in folders if folder.is_dir())
     raise UserError(
         f"the images of {annotations} were not found: looked for {probes[0]} in {looked_in}; "
-        "name their folder with --train-images (or --val-images)"
+        "name their folder with --train-images (or --val-images) in training, --images in evaluation"
     )
 
 
@@ -171,8 +173,7 @@ def _build(content: Json, path: Path, split: str, name: str) -> DetectionIndex:
     areas = np.array(
         [_number(a.get("area"), w * h) for a, (w, h) in zip(annotations, boxes_xywh[:, 2:].tolist(), strict=True)]
     )
-    crowd = np.array([bool(a.get("iscrowd")) for a in annotations], np.bool_)
-    difficult = np.array([bool(a.get("ignore")) for a in annotations], np.bool_)
+    crowd, difficult = (flags(annotations, key, annotation_ids, path) for key in ("iscrowd", "ignore"))
     corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
     counts = np.bincount(image_rows, minlength=len(images))
     return DetectionIndex(

@@ -2,7 +2,7 @@
 
 Class 0 is the background, the categories follow in the order of their ids. Larger objects are painted first, so that a
 smaller one that lies on them stays visible; how large is for the file's own area to say, and for the pixels where it
-says nothing. Crowds are 255 wherever no other object lies.
+says nothing. Crowds, and objects with "ignore": 1 (which boxes call difficult), are 255 wherever no other object lies.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_api
 
-from effdense.datasets.class_names import BACKGROUND
+from effdense.datasets.class_names import BACKGROUND, is_background
 from effdense.datasets.coco import images_folder, load_annotations
-from effdense.datasets.coco_json import Json, annotation_keys, image_columns, number_labels, read_classes
+from effdense.datasets.coco_json import Json, annotation_keys, flags, image_columns, number_labels, read_classes
 from effdense.datasets.coco_shapes import Shapes, read_shapes
 from effdense.datasets.index import Float64, pack_names
 from effdense.datasets.segmentation_index import MAX_CLASSES, SegmentationIndex
@@ -36,7 +36,7 @@ class InstanceMasks:
     Attributes:
         shapes: the T objects of the whole file.
         labels: (T,), classes.
-        crowd: (T,), COCO's iscrowd.
+        crowd: (T,), COCO's iscrowd or ignore: pixels that are not counted.
         areas: (T,), square pixels as the file states them; 0 where it states none.
         rows: (T,), the objects in the order of the images.
         spans: (n, 2), first and last + 1 of an image's objects in ``rows``.
@@ -105,6 +105,7 @@ def open_coco_instances(
     if unknown:
         strays = ", ".join(str(stray) for stray in annotation_ids[labels < 0][:_SHOWN].tolist())
         raise UserError(f"{path} has objects of no listed category ({unknown[0]}): annotation id {strays}")
+    crowd, ignored = (flags(content["annotations"], key, annotation_ids, path) for key in ("iscrowd", "ignore"))
     class_names, class_of = _with_background(tuple(categories.values()), path)
     ends = np.cumsum(np.bincount(image_rows, minlength=len(file_names)))
     packed = pack_names(file_names)
@@ -120,7 +121,7 @@ def open_coco_instances(
         masks=InstanceMasks(
             shapes=read_shapes(content["annotations"], annotation_ids, path),
             labels=class_of[labels],
-            crowd=np.array([bool(annotation.get("iscrowd")) for annotation in content["annotations"]], np.bool_),
+            crowd=crowd | ignored,
             areas=np.array([_area(annotation) for annotation in content["annotations"]], np.float64),
             rows=np.argsort(image_rows, kind="stable").astype(np.int64),
             spans=np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1).astype(np.int64),
@@ -140,11 +141,11 @@ def _with_background(categories: tuple[str, ...], path: Path) -> tuple[tuple[str
 
     A category that is itself called background is class 0.
     """
-    is_background = [category.lower().strip("_") == BACKGROUND for category in categories]
-    class_names = (BACKGROUND, *(name for name, same in zip(categories, is_background, strict=True) if not same))
+    backgrounds = [is_background(category) for category in categories]
+    class_names = (BACKGROUND, *(name for name, same in zip(categories, backgrounds, strict=True) if not same))
     if len(class_names) > MAX_CLASSES:
         raise UserError(
             f"{path} has {len(class_names) - 1} categories; a mask holds {MAX_CLASSES - 1} of them at most beside "
             f"the background, as {IGNORE_INDEX} is for pixels that are not counted: join some"
         )
-    return class_names, np.where(is_background, 0, np.cumsum(~np.array(is_background, np.bool_))).astype(np.uint8)
+    return class_names, np.where(backgrounds, 0, np.cumsum(~np.array(backgrounds, np.bool_))).astype(np.uint8)

@@ -6,17 +6,20 @@ https://cocodataset.org/#format-data.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from effdense.errors import UserError
-from effdense.types import Int64
+from effdense.json_files import parse_json, read_bytes
+from effdense.types import Bool, Int64
 
 Json = dict[str, Any]
 _SHOWN = 10
+_ID_LIMIT = 1 << 63
+_FLAG_TEXTS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
 def load_coco(path: Path) -> Json:
@@ -25,14 +28,9 @@ def load_coco(path: Path) -> Json:
     Raises:
         UserError: it does not exist, is no JSON (names the line), or is no COCO annotation file.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"annotation file {path} does not exist") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"annotation file {path} cannot be read ({error})") from error
+    if not path.exists():
+        raise UserError(f"annotation file {path} does not exist")
+    content = parse_json(read_bytes(path), path)
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
         came = f"keys {', '.join(list(content)[:_SHOWN])}" if isinstance(content, dict) else type(content).__name__
@@ -120,7 +118,7 @@ def read_classes(categories: list[Json], used: Int64, path: Path) -> tuple[dict[
     """
     try:
         rows = sorted((integer(c["id"]), str(c["name"]), c.get("supercategory")) for c in categories)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: each category needs an integer id and a name; at fault: {error}") from error
     notes = []
     # Roboflow writes the project's name as an unused category 0, the parent of all the others.
@@ -155,4 +153,40 @@ def integer(value: Any) -> int:
     number = int(value)
     if isinstance(value, float) and number != value:
         raise ValueError(f"{value} is not an integer")
+    if not -_ID_LIMIT <= number < _ID_LIMIT:
+        raise ValueError(f"{value} is beyond the 64 bits of an integer")
     return number
+
+
+def is_set(value: Any) -> bool:
+    """Return what a flag such as iscrowd says: 0, 1, true and false, as they are or as text; a missing one is False.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return bool(value)
+    if isinstance(value, str) and (said := _FLAG_TEXTS.get(value.strip().lower())) is not None:
+        return said
+    raise ValueError(f"{value!r} is neither 0 nor 1")
+
+
+def flags(annotations: Sequence[Json], key: str, annotation_ids: Int64, path: Path) -> Bool:
+    """Return a flag of each annotation, (T,).
+
+    Args:
+        annotations: T of them.
+        key: "iscrowd" or "ignore".
+        annotation_ids: (T,), for the message.
+        path: the file, for the message.
+
+    Raises:
+        UserError: it is neither 0 nor 1; names the annotation.
+    """
+    found = np.zeros(len(annotations), np.bool_)
+    for position, annotation in enumerate(annotations):
+        try:
+            found[position] = is_set(annotation.get(key))
+        except ValueError as error:
+            raise UserError(f"{path}, annotation id {annotation_ids[position]}: {key} {error}") from error
+    return found

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effdense.datasets.coco import images_folder, load_annotations
-from effdense.datasets.coco_json import Json, image_columns, integer, match_images, number_labels, read_classes
+from effdense.datasets.coco_json import Json, image_columns, integer, is_set, match_images, number_labels, read_classes
 from effdense.datasets.images import read_rgb
 from effdense.datasets.index import Names, file_at, pack_names
 from effdense.datasets.layout import what_is_there
@@ -144,7 +144,7 @@ def _segment_columns(annotations: Sequence[Json], path: Path) -> tuple[list[str]
             png_names.append(str(annotation["file_name"]).replace("\\", "/"))
             image_ids.append(integer(annotation["image_id"]))
             for item in annotation["segments_info"]:
-                crowd = bool(item.get("iscrowd"))
+                crowd = is_set(item.get("iscrowd"))
                 segments.append((number, integer(item["id"]), integer(item["category_id"]), crowd))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             came = annotation.get("image_id", "missing") if isinstance(annotation, dict) else "missing"

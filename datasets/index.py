@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effdense.datasets.images import read_header, read_rgb
+from effdense.errors import UserError
 from effdense.types import Bool, Float32, Int64, Sample
 
 Float64 = npt.NDArray[np.float64]
@@ -26,8 +27,15 @@ _BOX_COLUMNS = (
 
 
 def pack_names(names: Sequence[str]) -> Names:
-    """Return names as one array of UTF-8 bytes, (n,)."""
-    return np.array([name.encode() for name in names], np.bytes_) if names else np.zeros(0, "S1")
+    """Return names as one array of UTF-8 bytes, (n,).
+
+    Raises:
+        UserError: a name is not UTF-8, which no JSON file or report could hold.
+    """
+    try:
+        return np.array([name.encode() for name in names], np.bytes_) if names else np.zeros(0, "S1")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of the file {error.object!a} is not UTF-8: rename the file") from error
 
 
 def names_without_suffix(file_names: Names) -> list[str]:

@@ -107,9 +107,13 @@ def _check_arguments(name: str, root: Path | None, annotations: Path | None, ima
         )
     if images is not None and annotations is None:
         raise UserError(
-            f"image folder {images} is named without its annotation file; name that too (--train-annotations)"
+            f"image folder {images} is named without its annotation file; name that too (--train-annotations; in "
+            "evaluation --annotations)"
         )
     if name == "voc" and root is None:
         raise UserError("dataset 'voc' needs the folder that it lies in: --data-root DIR")
     if name == "coco" and root is None and annotations is None:
-        raise UserError("dataset 'coco' needs the folder that it lies in, --data-root DIR, or --train-annotations FILE")
+        raise UserError(
+            "dataset 'coco' needs the folder that it lies in, --data-root DIR, or --train-annotations FILE "
+            "(in evaluation --annotations FILE)"
+        )

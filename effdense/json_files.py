@@ -29,7 +29,7 @@ def parse_json(content: bytes, path: Path) -> Any:
     """Return what a JSON text says.
 
     Raises:
-        UserError: it is not JSON; the message names file, line and column.
+        UserError: it is not JSON, and the message names file, line and column; or nobody could read it.
     """
     try:
         return json.loads(content)
@@ -38,6 +38,10 @@ def parse_json(content: bytes, path: Path) -> Any:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: not valid JSON: the text is not UTF-8") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: brackets are nested too deeply to be read") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

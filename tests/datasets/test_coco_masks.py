@@ -450,3 +450,23 @@ def test_panoptic_pngs_of_coco_have_the_areas_that_their_json_states(real_data: 
         mask = index.mask(position_of[annotation["image_id"]])
         areas[255] += mask.size - areas.sum()
         assert np.array_equal(np.bincount(mask.ravel(), minlength=256), areas)
+
+
+SET_FLAGS = {"text-0": ("0", False), "text-1": ("1", True), "false": (False, False), "true": ("True", True),
+             "null": (None, False), "one": (1, True)}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["iscrowd", "ignore"])
+@pytest.mark.parametrize("case", SET_FLAGS)
+def test_a_crowd_or_an_ignored_object_is_255_and_text_0_is_neither(
+    case: str, flag: str, instances: Callable[..., SegmentationIndex]
+) -> None:
+    value, is_set = SET_FLAGS[case]
+    index = instances(_object(1, WIDE, 3, **{flag: value}), _object(2, SMALL, 12))
+    assert index.mask(0)[0, 0] == (255 if is_set else 1)
+    assert index.mask(0)[1, 1] == 2
+
+
+def test_a_flag_that_says_neither_is_named(instances: Callable[..., SegmentationIndex]) -> None:
+    with pytest.raises(UserError, match=r"annotation id 5: iscrowd 'maybe' is neither 0 nor 1"):
+        instances(_object(5, WIDE, iscrowd="maybe"))

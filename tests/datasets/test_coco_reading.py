@@ -210,7 +210,7 @@ def test_a_file_that_is_no_coco_json_is_an_error_with_its_line(text: str, messag
 def test_a_file_that_is_no_text_is_an_error(coco_root) -> None:
     root = coco_root()
     (root / "annotations/instances_train.json").write_bytes(b'{"images": "\xff\xfe"}')
-    with pytest.raises(UserError, match=r"instances_train\.json cannot be read"):
+    with pytest.raises(UserError, match=r"instances_train\.json:1: not valid JSON: the text is not UTF-8"):
         open_coco(root, "train")
 
 
@@ -244,3 +244,43 @@ def test_full_precision_boxes_are_kept_for_evaluation(coco_root) -> None:
     index = open_coco(coco_root(annotations=[{"id": 1, "image_id": 7, "category_id": 3, "bbox": bbox}]), "train")
     assert index.to_coco()["annotations"][0]["bbox"] == bbox
     assert index.boxes_xyxy.dtype == np.float32
+
+
+def test_flags_written_as_text_are_understood(coco_root) -> None:
+    box = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
+    annotations = [
+        box | {"id": 1, "iscrowd": "0", "ignore": "1"}, box | {"id": 2, "iscrowd": "1", "ignore": "false"},
+    ]  # fmt: skip
+    index = open_coco(coco_root(annotations=annotations), "train")
+    assert index.crowd.tolist() == [False, True]
+    assert index.difficult.tolist() == [True, False]
+
+
+HUGE = {
+    "image": ({"images": [{"id": 2**70, "file_name": "a.jpg", "width": 6, "height": 4}]}, r"image id 1180.*64 bits"),
+    "width": ({"images": [{"id": 1, "file_name": "a.jpg", "width": 2**70, "height": 4}]}, r"image id 1.*64 bits"),
+    "category": ({"categories": [{"id": 2**70, "name": "cat"}]}, r"each category needs an integer id .*64 bits"),
+    "infinite": ({"categories": [{"id": float("inf"), "name": "cat"}]}, r"each category needs an integer id"),
+    "name": ({"images": [{"id": 1, "file_name": "\ud800.jpg"}], "annotations": []}, r"'\\ud800\.jpg' is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_numbers_and_names_that_no_column_holds_are_refused(case: str, coco_root) -> None:
+    changes, message = HUGE[case]
+    with pytest.raises(UserError, match=message):
+        open_coco(coco_root(**changes), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("[" * 200_000, "nested too deeply", id="nested"),
+        pytest.param("1" * 10_000, "cannot be read", id="digits"),
+        pytest.param("", r"train\.json:1: not valid JSON", id="empty"),
+    ],
+)
+def test_json_that_cannot_be_parsed_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        open_coco(tmp_path, "train")
