@@ -168,26 +168,34 @@ class _Transfer:
                     return
                 discard(self.part)
                 raise _Broken("what was fetched before is longer than the file") from error
+        except ValueError as error:  # of an address that is none
+            raise _Refused(f"leads to an address that cannot be read: {error}") from error
         assert response is not None
         with response:
             start, total = _place(response, have if resume else 0)
             if self.remote.num_bytes is not None and total not in (None, self.remote.num_bytes):
                 raise _Refused(f"offers {total} bytes, not {self.remote.num_bytes}")
-            self.check_space((total or 0) - start)
-            self.copy(url, response, start, self.remote.num_bytes if total is None else total)
+            expected = self.remote.num_bytes if total is None else total
+            self.check_space((expected or 0) - start)
+            self.copy(url, response, start, expected)
 
     def copy(self, url: str, response: http.client.HTTPResponse, start: int, expected: int | None) -> None:
         """Write what comes from ``start`` on.
 
         Raises:
             _Broken: it ends before the file does.
+            _Refused: more comes than the file has; nothing is kept, and no disk is filled with it.
             UserError: the disk does not take it.
         """
+        size = start
         try:
             with self.part.open("ab" if start else "wb") as file:
                 _note(self.part, url, response)
                 with ByteProgress(f"fetching {self.remote.name}", expected, start) as progress:
                     for chunk in _chunks(response):
+                        size += len(chunk)
+                        if expected is not None and size > expected:
+                            break
                         file.write(chunk)
                         progress.advance(len(chunk))
         except OSError as error:
@@ -196,6 +204,9 @@ class _Transfer:
                 f"{self.part} cannot be written ({reason}); what is there already is kept: free some space and run the "
                 "same again"
             ) from error
+        if expected is not None and size > expected:
+            discard(self.part)
+            raise _Refused(f"sends more than the {expected} bytes of the file")
         if expected is not None and (size := _size(self.part)) != expected:
             raise _Broken(f"the connection ended after {size} of {expected} bytes")
 

@@ -33,6 +33,8 @@ _TREES = {
 }
 """What a data root holds, by data set and task."""
 
+_TRAINERS = {"detection": "train_det.py", "segmentation": "train_seg.py"}
+
 
 def existing_folder(root: Path, what: str = "data root") -> Path:
     """Return ``root``, once seen to be a folder.
@@ -52,24 +54,27 @@ def existing_folder(root: Path, what: str = "data root") -> Path:
     raise UserError(f"{what} {root} does not exist; {nearest} does. {what_is_there(nearest)}")
 
 
-def missing_data(name: str, root: Path, task: str) -> UserError:
+def missing_data(name: str, root: Path, task: str, *, can_download: bool = True) -> UserError:
     """Return the error for a data root without the data set: where it was looked, and what is expected there.
 
     Args:
         name: "voc" or "coco".
         root: the data root, as named or as ``default_root`` has it.
         task: "detection" or "segmentation".
+        can_download: the tool itself has --download; else the text names the one that has.
     """
     if root.is_dir():
         found = what_is_there(root)
     else:
         found = "That folder does not exist." if not root.exists() else "That is a file."
+    elsewhere = f"{_TRAINERS[task]} --dataset {name} --download --data-root {root}"
+    how = "add --download" if can_download else f"begin with {elsewhere}"
     archives = official_archives(name)
     fetched, taken = sum(archive.num_bytes or 0 for archive in archives), space_needed(archives)
     return UserError(
         f"no data for --dataset {name}: looked in {root.absolute()}. {found}\n"
         f"Expected there:\n{_TREES[name, task]}\n"
-        "Name the folder that holds this with --data-root DIR, or add --download: it fetches the official archives, "
+        f"Name the folder that holds this with --data-root DIR, or {how}: it fetches the official archives, "
         f"{fetched / GIGABYTE:.1f} GB, and unpacks them into the folder above; {taken / GIGABYTE:.0f} GB must be free."
     )
 

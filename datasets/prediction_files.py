@@ -10,7 +10,8 @@ from typing import Protocol
 
 from effdense.datasets.image_inputs import as_sample
 from effdense.datasets.images import IMAGE_SUFFIXES
-from effdense.datasets.layout import default_root
+from effdense.datasets.listing import is_litter
+from effdense.datasets.roots import ready_root
 from effdense.drawing import contact_sheet, fit_into_cell
 from effdense.errors import UserError
 from effdense.prediction import PredictSettings
@@ -50,11 +51,16 @@ def find_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
         out: where drawn pictures go; those of an earlier call, in and below it, are left out of the folders.
 
     Raises:
-        UserError: an input does not exist, or there is no image at all.
+        UserError: an input does not exist, ``out`` is a folder that is searched, or there is no image at all.
     """
     found: list[Path] = []
     for entry in inputs:
         if entry.is_dir():
+            if out is not None and out.resolve() == entry.resolve():
+                raise UserError(
+                    f"--out {out} is the folder of the images: what is drawn would lie among them and be taken for "
+                    "images the next time; name another folder, which may lie in this one"
+                )
             inside = sorted(p for p in entry.rglob("*") if _is_image_below(entry, p))
             nested = out is not None and entry.resolve() in out.resolve().parents
             found += [p for p in inside if not (nested and out and out.resolve() in p.resolve().parents)]
@@ -70,9 +76,7 @@ def find_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
 
 
 def _is_image_below(folder: Path, path: Path) -> bool:
-    parts = path.relative_to(folder).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return not is_litter(path.relative_to(folder)) and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def picture_names(paths: Sequence[Path]) -> list[str]:
@@ -116,11 +120,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def root_of(settings: PredictSettings) -> Path | None:
-    """Return the folder of the data set that is named: the one given, or where --download puts it."""
-    if settings.data_root is None and settings.dataset in ("voc", "coco"):
-        return default_root(settings.dataset)
-    return settings.data_root
+def root_of(settings: PredictSettings, task: str) -> Path | None:
+    """Return the folder of the data set that is named: the one given, or where --download puts it.
+
+    Args:
+        settings: of the prediction.
+        task: "detection" or "segmentation", for how the folder must look.
+
+    Raises:
+        UserError: there is nothing in it.
+    """
+    return ready_root(settings.dataset, settings.data_root, task, can_download=False)
 
 
 def open_images(images: Sequence[Path] | ImageIndex) -> tuple[list[Path], Callable[[int], Sample]]:

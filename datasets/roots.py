@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from effdense.datasets.layout import default_root, missing_data
+from effdense.datasets.listing import is_litter
 
 
 def ready_root(
-    name: str, root: Path | None, task: str, *, download: bool = False, panoptic: bool = False
+    name: str,
+    root: Path | None,
+    task: str,
+    *,
+    download: bool = False,
+    panoptic: bool = False,
+    can_download: bool = True,
 ) -> Path | None:
-    """Return the folder of a data set, once there is something in it.
+    """Return the folder of a data set, once there is something in it; half a download or .DS_Store is nothing.
 
     Args:
         name: "demo", "voc", "coco" or "folder".
@@ -18,6 +25,7 @@ def ready_root(
         task: "detection" or "segmentation", for how the folder must look.
         download: fetch the official archives as far as they are not there yet.
         panoptic: with COCO's panoptic PNGs.
+        can_download: the tool has --download, for the text.
 
     Returns:
         The folder; None for the demo set, and where a data set of no official name has none.
@@ -33,6 +41,6 @@ def ready_root(
         from effdense.datasets.download import download as fetch_archives
 
         return fetch_archives(name, root, panoptic=panoptic)
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        raise missing_data(name, root, task)
+    if not root.exists() or (root.is_dir() and all(is_litter(PurePath(entry.name)) for entry in root.iterdir())):
+        raise missing_data(name, root, task, can_download=can_download)
     return root

@@ -122,7 +122,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     if config.dataset == "none":
         images = find_images(config.images, config.out)
     else:
-        index = open_dataset(config.dataset, root_of(config), config.split)
+        index = open_dataset(config.dataset, root_of(config, "detection"), config.split)
         images = match_classes(index, detector.class_names, config.model)
     return predict_files(
         detector,

@@ -107,7 +107,7 @@ def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
     root = (
         config.data_root
         if config.annotations is not None
-        else ready_root(config.dataset, config.data_root, "detection")
+        else ready_root(config.dataset, config.data_root, "detection", can_download=False)
     )
     index = open_dataset(config.dataset, root, config.split, annotations=config.annotations, images=config.images)
     index = match_classes(index, detector.class_names, config.model)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from effdense.datasets.class_names import is_background
 from effdense.datasets.prediction_files import (
     OVERVIEW,
     ImageIndex,
@@ -30,7 +31,6 @@ from effdense.types import Int64, Segmentation, UInt8
 
 MASKS, PROBABILITIES, CLASSES = "masks", "probabilities", "classes.txt"
 
-_BACKGROUND_NAMES = ("background", "_background_", "bg")
 _UNCOLOURED: Color = (255, 255, 255)
 
 
@@ -137,7 +137,7 @@ def write_files(files: Files, picture: UInt8, found: Segmentation, counts: Int64
 
 def background_of(class_names: Sequence[str]) -> int | None:
     """Return the class that is not coloured since it is none by name, or None where all are."""
-    return next((i for i, name in enumerate(class_names) if name.casefold() in _BACKGROUND_NAMES), None)
+    return next((i for i, name in enumerate(class_names) if is_background(name)), None)
 
 
 def legend_of(counts: Int64, class_names: Sequence[str]) -> list[tuple[str, Color]]:
@@ -178,7 +178,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     if config.dataset == "none":
         images = find_images(config.images, config.out)
     else:
-        images = open_segmentation(config.dataset, root_of(config), config.split)
+        images = open_segmentation(config.dataset, root_of(config, "segmentation"), config.split)
     return predict_files(
         segmenter,
         images,

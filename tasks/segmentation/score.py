@@ -96,7 +96,7 @@ def open_split(config: ScoreConfig, segmenter: Segmenter) -> SegmentationIndex:
     """Open the split to score on, examined, with the classes of the segmenter."""
     root = config.data_root
     if config.annotations is None:
-        root = ready_root(config.dataset, root, "segmentation")
+        root = ready_root(config.dataset, root, "segmentation", can_download=False)
     index = open_segmentation(
         config.dataset,
         root,

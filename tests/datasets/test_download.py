@@ -29,6 +29,7 @@ from effdense.datasets.archives import Archive, Content, official_archives, spac
 from effdense.datasets.byte_progress import ByteProgress
 from effdense.datasets.download import download
 from effdense.datasets.layout import default_root, missing_data
+from effdense.datasets.roots import ready_root
 from effdense.datasets.voc import open_voc
 from effdense.errors import UserError
 
@@ -696,3 +697,46 @@ def test_the_note_on_a_version_may_be_nonsense(server: Server, tmp_path: Path) -
         download("voc", tmp_path, archives=[archive])
         assert _data(tmp_path) == KEPT
         shutil.rmtree(tmp_path / "VOCdevkit")
+
+
+@pytest.mark.parametrize("place", ["http://[bad/x", "http://a..b/x", "http://a:b/x"])
+def test_a_redirection_to_no_address_leaves_the_next_one_to_be_tried(
+    place: str, server: Server, tmp_path: Path
+) -> None:
+    server.redirect = place
+    with pytest.raises(UserError, match=r"voc\.tar cannot be fetched \(http://127"):
+        download("voc", tmp_path, archives=[_serve(server, _tar(VOC))])
+    archive = _serve(server, _tar(VOC))
+    server.files["/moved"] = server.files["/voc.tar"]
+    download("voc", tmp_path, archives=[replace(archive, urls=(archive.urls[0], f"{server.url}/moved"))])
+    assert _data(tmp_path) == KEPT
+
+
+def test_a_body_without_end_is_cut_off_and_not_kept(server: Server, tmp_path: Path) -> None:
+    archive = _serve(server, _tar(VOC))
+    server.files["/voc.tar"] += bytes(20_000_000)
+    server.stated_length = None
+    with pytest.raises(UserError, match=rf"sends more than the {archive.num_bytes} bytes of the file"):
+        download("voc", tmp_path, archives=[archive])
+    assert [path.name for path in (tmp_path / ".download").iterdir()] == ["lock"]
+
+
+def test_the_space_of_a_file_whose_length_is_not_stated_is_that_of_the_table(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = _serve(server, _tar(VOC))
+    server.stated_length = None
+    _free(monkeypatch, 10**9, archive.num_bytes or 0)
+    with pytest.raises(UserError, match=r"voc\.tar takes another 0\.0 GB in"):
+        download("voc", tmp_path, archives=[archive])
+
+
+@pytest.mark.parametrize("litter", [".DS_Store", ".download", "__MACOSX"])
+def test_a_root_with_litter_alone_is_empty(litter: str, tmp_path: Path) -> None:
+    (tmp_path / litter).mkdir()
+    with pytest.raises(UserError, match=r"no data for --dataset coco.*\n(.*\n)*.*add --download: it fetches"):
+        ready_root("coco", tmp_path, "detection")
+    with pytest.raises(UserError, match=r"begin with train_det\.py --dataset coco --download --data-root .*: it"):
+        ready_root("coco", tmp_path, "detection", can_download=False)
+    (tmp_path / "annotations").mkdir()
+    assert ready_root("coco", tmp_path, "detection") == tmp_path

@@ -18,10 +18,12 @@ from effdense.datasets.prediction_files import (
     open_images,
     picture_names,
     refuse_to_overwrite,
+    root_of,
     sample_groups,
 )
 from effdense.errors import UserError
 from effdense.pictures import write_picture
+from effdense.prediction import PredictSettings
 from effdense.types import Sample
 
 
@@ -156,3 +158,41 @@ def test_an_overview_shows_the_first_twelve_and_nothing_for_none() -> None:
     assert sheet is not None
     assert sheet.shape == (3 * 260 + 4, 4 * 260 + 4, 3)
     assert {int(value) for value in np.unique(sheet)} == {*range(12), 255}
+
+
+def test_a_folder_that_is_searched_cannot_take_the_pictures_too(tmp_path: Path) -> None:
+    _pictures(tmp_path, 1)
+    for out in (tmp_path, tmp_path / "." / "x" / ".."):
+        with pytest.raises(UserError, match=r"--out .* is the folder of the images: .*name another folder"):
+            find_images([tmp_path], out)
+    assert len(find_images([tmp_path / "0.png"], tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("size_hw", "written"), [((20, 100), (10, 50)), ((60, 1), (50, 1)), ((50, 50), (50, 50))])
+def test_a_picture_too_large_for_jpeg_is_shrunk(size_hw, written, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("effdense.pictures.MAX_SIDE", 50)
+    write_picture(tmp_path / "a.jpg", np.full((*size_hw, 3), 200, np.uint8))
+    assert cv2.imread(str(tmp_path / "a.jpg")).shape == (*written, 3)
+
+
+def test_a_strip_of_70000_pixels_is_drawn(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg", np.zeros((10, 70_000, 3), np.uint8))
+    assert cv2.imread(str(tmp_path / "a.jpg")).shape == (9, 65_500, 3)
+
+
+def test_a_picture_that_does_not_become_a_jpeg_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cv2, "imencode", lambda *_: (False, np.zeros(0, np.uint8)))
+    with pytest.raises(UserError, match=r"a\.jpg cannot be written: a picture of 6x4 pixels"):
+        write_picture(tmp_path / "a.jpg", np.zeros((4, 6, 3), np.uint8))
+    assert not (tmp_path / "a.jpg").exists()
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_data_set_that_is_not_there_is_missed_before_it_is_opened(task: str, tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").touch()
+    settings = PredictSettings(Path("m.safetensors"), dataset="voc", data_root=tmp_path)
+    trainer = "train_det.py" if task == "detection" else "train_seg.py"
+    with pytest.raises(UserError, match=rf"no data for --dataset voc.*\n(.*\n)*.* {trainer} --dataset voc --download"):
+        root_of(settings, task)
+    (tmp_path / "JPEGImages").mkdir()
+    assert root_of(settings, task) == tmp_path
