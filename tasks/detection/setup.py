@@ -103,7 +103,7 @@ def build_detector(config: DetectionConfig, data: Data, *, origin: dict[str, Any
         spec,
         len(class_names),
         weights="none" if origin else config.weights,
-        replace_head=config.replace_head,
+        replace_head=config.replace_head and origin is None,
         class_names=class_names,
     )
     if origin is not None:

@@ -96,7 +96,7 @@ def build_segmenter(config: SegmentationConfig, data: Data, *, origin: dict[str,
         output_stride=config.output_stride,
         drop_path_rate=config.drop_path_rate or 0.0,
         auxiliary=config.auxiliary_weight > 0,
-        replace_head=config.replace_head,
+        replace_head=config.replace_head and origin is None,
         class_names=class_names,
     )
     backbone = model.backbone

@@ -263,6 +263,16 @@ def test_a_finished_run_resumes_to_itself(uninterrupted: Path) -> None:
     assert _metrics(uninterrupted) == before
 
 
+def test_a_run_that_replaced_a_head_resumes(small_coco: Path, tmp_path: Path) -> None:
+    model = create_efficientdet("lite0", 3, channels=16, bifpn_repeats=1, head_repeats=1)
+    Detector(model, ["a", "b", "c"], image_size=64).save(tmp_path / "others.safetensors")
+    changes = {"weights": str(tmp_path / "others.safetensors"), "replace_head": True, "epochs": 1}
+    run = _train(_config(small_coco, tmp_path / "run", **changes))
+    before = _metrics(run)
+    _resume(run)
+    assert _metrics(run) == before
+
+
 def test_a_run_is_not_overwritten(uninterrupted: Path, small_coco: Path) -> None:
     with pytest.raises(UserError, match="holds a run already"):
         _train(_config(small_coco, uninterrupted))

@@ -216,6 +216,16 @@ def test_a_finished_run_resumes_to_itself(uninterrupted: Path) -> None:
     assert _metrics(uninterrupted) == before
 
 
+def test_a_run_that_replaced_a_head_resumes(folder: Path, tmp_path: Path) -> None:
+    others = Segmenter(create_segmentation_model("linknet", 2, backbone="lite0"), ("a", "b"), image_size=64)
+    others.save(tmp_path / "others.safetensors")
+    changes = {"weights": str(tmp_path / "others.safetensors"), "replace_head": True, "epochs": 1}
+    run = _train(_config(folder, tmp_path / "run", auxiliary_weight=0.0, **changes))
+    before = _metrics(run)
+    _resume(run)
+    assert _metrics(run) == before
+
+
 def test_a_run_is_not_overwritten(uninterrupted: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="holds a run already"):
         _train(_config(folder, uninterrupted))
