@@ -140,7 +140,8 @@ class TrainingSettings:
     device: str = "auto"
     """auto (the GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Seed of weights, order and augmentation: the same seed gives the same run on the same machine."""
+    """Seed of weights, order and augmentation: the same seed gives the same run on the same machine; on a GPU up to the
+    order of additions."""
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)

@@ -85,7 +85,8 @@ def train(config: SegmentationConfig, folder: Path, *, resume: bool = False) -> 
     Args:
         config: resolved settings (see `effdense.tasks.segmentation.run.resolve`).
         folder: where the run's files go; made once settings, data and weights are known to be usable.
-        resume: go on from the folder's state; the result is that of a run never stopped.
+        resume: go on from the folder's state; on a CPU the result is that of a run never stopped, on a GPU up to the
+            order of additions.
 
     Returns:
         The path of the best model.
