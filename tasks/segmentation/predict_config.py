@@ -16,7 +16,7 @@ class PredictConfig(PredictSettings):
     """What to predict with, on what, and where to leave it."""
 
     dataset: Literal["none", "demo", "voc", "coco", "folder"] = "none"
-    """In place of images: a data set with masks, which decide on EXIF's rotation and are else not looked at."""
+    """In place of images: a data set; its masks, where there are any, decide on EXIF's rotation and are not read."""
     out: Path = Path("drawn")
     """Folder for the pictures, overview.jpg with the first twelve, masks/ with index PNGs, and classes.txt."""
     batch_size: int = 8

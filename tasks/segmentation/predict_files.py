@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from effdense.datasets.class_names import is_background
+from effdense.datasets.image_lists import open_image_list
 from effdense.datasets.prediction_files import (
     OVERVIEW,
     ImageIndex,
@@ -20,8 +21,8 @@ from effdense.datasets.prediction_files import (
     root_of,
     sample_groups,
 )
-from effdense.datasets.segmentation_opening import open_segmentation
 from effdense.drawing import Color, draw_mask, mask_color, with_legend
+from effdense.errors import UserError
 from effdense.files import replacing, write_atomically
 from effdense.pictures import write_index_png, write_picture
 from effdense.tasks.segmentation.predict import Segmenter, load_segmenter
@@ -30,6 +31,9 @@ from effdense.training.device import choose_device
 from effdense.types import Int64, Segmentation, UInt8
 
 MASKS, PROBABILITIES, CLASSES = "masks", "probabilities", "classes.txt"
+
+_IMAGE_FOLDERS = ("images", "JPEGImages")
+"""What a data set keeps its images in, beside masks/ and classes.txt of its own."""
 
 _UNCOLOURED: Color = (255, 255, 255)
 
@@ -72,18 +76,19 @@ def predict_files(
         save_probabilities: write probabilities/NAME.npz too, with ``probabilities`` (K, H, W) in float16.
 
     Raises:
-        UserError: an image cannot be read, a file cannot be written, or there is too little memory; what was written
-            before stays.
+        UserError: ``out`` holds a data set, or masks that no earlier prediction left; an image cannot be read, a file
+            cannot be written, or there is too little memory, and what was written before stays.
     """
     result = Predicted(out / MASKS)
     paths, read = open_images(images)
     names = picture_names(paths)
     files = [Files.named(out, name) for name in names]
     refuse_to_overwrite(paths, [out / OVERVIEW, *(path for one in files for path in (one.picture, one.mask))])
+    refuse_to_replace_truth(out, files, segmenter.class_names)
     overview, shown = Overview(), np.zeros(len(segmenter.class_names), np.int64)
     size = segmenter.images_per_batch(batch_size)
     for group in sample_groups(paths, read, size, skip_broken=skip_broken, broken=result.broken):
-        samples = [sample.replace(mask=None) for _, sample in group]  # a data set's own masks are of no use here
+        samples = [sample.replace(mask=None) for _, sample in group]  # an index may have masks, of no use here
         found = segmenter.stream_samples(samples, batch_size=batch_size, probabilities=save_probabilities)
         for (position, sample), one in zip(group, found, strict=True):
             picture = draw_mask(
@@ -97,7 +102,7 @@ def predict_files(
             result.drawn.append(files[position].picture)
     if (sheet := overview.sheet()) is not None:
         write_picture(out / OVERVIEW, with_legend(sheet, legend_of(shown, segmenter.class_names)))
-    write_atomically(out / CLASSES, "".join(f"{name}\n" for name in segmenter.class_names))
+    write_atomically(out / CLASSES, _listed(segmenter.class_names))
     return result
 
 
@@ -114,6 +119,30 @@ class Files:
         """Return the files in the folder ``out`` that go with a picture's name."""
         stem = picture_name.removesuffix(".jpg")
         return Files(out / picture_name, out / MASKS / f"{stem}.png", out / PROBABILITIES / f"{stem}.npz")
+
+
+def refuse_to_replace_truth(out: Path, files: Sequence[Files], class_names: Sequence[str]) -> None:
+    """Stop before a label map takes the place of a mask that a person has drawn.
+
+    Beside each mask of an earlier prediction lies its picture, and beside its classes.txt the overview.
+
+    Raises:
+        UserError: names the file or folder.
+    """
+    remedy = f"and --out {out} would write label maps among them: choose another --out"
+    for name in _IMAGE_FOLDERS:
+        if (out / name).is_dir():
+            raise UserError(f"{out / name} holds the images of a data set, {remedy}")
+    for one in files:
+        if one.mask.exists() and not one.picture.exists():
+            raise UserError(f"{one.mask} is a mask that no earlier prediction left, {remedy}")
+    classes = out / CLASSES
+    if classes.exists() and not (out / OVERVIEW).exists() and classes.read_bytes() != _listed(class_names).encode():
+        raise UserError(f"{classes} names the classes of other masks, {remedy}")
+
+
+def _listed(class_names: Sequence[str]) -> str:
+    return "".join(f"{name}\n" for name in class_names)
 
 
 def write_files(files: Files, picture: UInt8, found: Segmentation, counts: Int64) -> None:
@@ -178,7 +207,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     if config.dataset == "none":
         images = find_images(config.images, config.out)
     else:
-        images = open_segmentation(config.dataset, root_of(config, "segmentation"), config.split)
+        images = open_image_list(config.dataset, root_of(config, "segmentation"), config.split)
     return predict_files(
         segmenter,
         images,

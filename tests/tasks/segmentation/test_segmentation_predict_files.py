@@ -213,6 +213,37 @@ def test_an_image_is_never_overwritten(folder: str, segmenter: Segmenter, tmp_pa
     assert path.read_bytes() == before
 
 
+DATA_SETS = [
+    pytest.param("masks/p0.png", "mask that no earlier", id="mask"),
+    pytest.param("classes.txt", "names the classes", id="classes"),
+    pytest.param("images/x.png", "images of a data set", id="images"),
+    pytest.param("JPEGImages/x.jpg", "images of a data set", id="voc"),
+]
+
+
+@pytest.mark.parametrize(("file", "says"), DATA_SETS)
+def test_a_data_set_is_never_written_into(
+    file: str, says: str, segmenter: Segmenter, photos: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "data"
+    (out / file).parent.mkdir(parents=True)
+    (out / file).write_bytes(b"by hand")
+    with pytest.raises(UserError, match=rf"{says}.*--out"):
+        predict_files(segmenter, photos, out)
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / file]
+    assert (out / file).read_bytes() == b"by hand"
+
+
+def test_an_earlier_prediction_is_written_over_by_other_classes_too(
+    segmenter: Segmenter, photos: list[Path], tmp_path: Path
+) -> None:
+    other = Segmenter(ByColour(), ("a", "b", "c", "d"), image_size=64)  # type: ignore[arg-type]
+    predict_files(segmenter, [], tmp_path / "out")
+    for one, paths in ((segmenter, photos[:2]), (other, photos), (segmenter, photos)):
+        predict_files(one, paths, tmp_path / "out")
+        assert (tmp_path / "out" / "classes.txt").read_text().split() == list(one.class_names)
+
+
 def test_a_broken_image_stops_or_is_counted_as_asked(segmenter: Segmenter, photos: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff junk")
