@@ -149,8 +149,10 @@ class Segmentation:
         mask: uint8, (H, W), the most probable class of each pixel: an index into ``class_names``, never 255.
         probabilities: float32, (K, H, W), over the classes they add up to 1; None where they were not asked for.
         class_names: the model's classes, in order.
+        confidence: float32, (H, W), the probability of each pixel's class; None where it was not asked for.
     """
 
     mask: UInt8
     probabilities: Float32 | None = None
     class_names: tuple[str, ...] = ()
+    confidence: Float32 | None = None

@@ -12,6 +12,7 @@ from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.tasks.segmentation.metrics.boundary import BoundaryIou
 from effdense.tasks.segmentation.metrics.calibration import CalibrationError
 from effdense.tasks.segmentation.metrics.confusion import ConfusionMatrix
+from effdense.tasks.segmentation.metrics.processes import place
 from effdense.tasks.segmentation.metrics.scores import SegmentationScores
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.types import Sample
@@ -50,13 +51,16 @@ def evaluate(
 ) -> Evaluation:
     """Label every image of a data set and compare with its masks.
 
+    In a distributed run each process takes every n-th image, and all return the scores of the whole; all have to call
+    this, with the same arguments.
+
     Args:
         segmenter: its classes must be the data set's, in the same order (``match_segmentation_classes`` sees to that).
         index: images with masks.
         batch_size: images, or windows, in a forward pass.
         workers: processes that load images.
         boundary: Boundary IoU too.
-        calibration: calibration error too, for which each image's probabilities are held once.
+        calibration: calibration error too.
 
     Raises:
         UserError: an image or a mask cannot be read, or a forward pass does not fit into memory.
@@ -67,25 +71,33 @@ def evaluate(
     outlines = BoundaryIou(len(index.class_names)) if boundary else None
     certainty = CalibrationError() if calibration else None
     started = time.perf_counter()
-    position = 0
+    rank, world_size = place()
+    positions = iter(range(rank, len(index), world_size))
     loader = eval_loader(
         _Images(index),
         segmenter.transform,
         batch_size=segmenter.images_per_batch(batch_size),
         workers=workers,
         device=segmenter.device,
+        rank=rank,
+        world_size=world_size,
     )
     for batch in loader:
-        for found in segmenter.stream(batch, batch_size=batch_size, probabilities=calibration):
+        for found in segmenter.stream(batch, batch_size=batch_size, confidence=calibration):
+            position = next(positions)
             truth = index.masks.read(position, (found.mask.shape[0], found.mask.shape[1]))
             where = index.masks.where(position)
             confusion.update(truth, found.mask, where=where)
             if outlines is not None:
                 outlines.update(truth, found.mask, where=where)
             if certainty is not None:
-                assert found.probabilities is not None
-                certainty.update(truth, found.mask, found.probabilities.max(axis=0))
-            position += 1
+                assert found.confidence is not None
+                certainty.update(truth, found.mask, found.confidence)
+    confusion.all_reduce()
+    if outlines is not None:
+        outlines.all_reduce()
+    if certainty is not None:
+        certainty.all_reduce()
     seconds = time.perf_counter() - started
     scores = SegmentationScores.of(confusion, index.class_names)
     return Evaluation(scores, outlines, certainty, len(index) / max(seconds, 1e-9))

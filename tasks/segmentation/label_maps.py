@@ -56,7 +56,12 @@ class WholeRows:
 
 
 def segmentation_of(
-    views: Sequence[LogitRows], size_hw: tuple[int, int], class_names: tuple[str, ...], *, probabilities: bool = False
+    views: Sequence[LogitRows],
+    size_hw: tuple[int, int],
+    class_names: tuple[str, ...],
+    *,
+    probabilities: bool = False,
+    confidence: bool = False,
 ) -> Segmentation:
     """Average the views of an image, and label each pixel of the original with its most probable class.
 
@@ -65,6 +70,7 @@ def segmentation_of(
         size_hw: of the original image, in pixels.
         class_names: (K,).
         probabilities: return them too.
+        confidence: return the greatest of them of each pixel, which takes no more than one number a pixel.
 
     Raises:
         UserError: the probabilities are larger than the memory.
@@ -72,6 +78,7 @@ def segmentation_of(
     height, width = size_hw
     mask = np.empty((height, width), np.uint8)
     everything: Float32 | None = None
+    greatest: Float32 | None = np.empty((height, width), np.float32) if confidence else None
     if probabilities:
         require_memory(
             4 * len(class_names) * height * width,
@@ -90,7 +97,9 @@ def segmentation_of(
         mask[first:last] = mean.argmax(0).to(torch.uint8).cpu().numpy()
         if everything is not None:
             everything[:, first:last] = mean.cpu().numpy()
-    return Segmentation(mask, everything, class_names)
+        if greatest is not None:
+            greatest[first:last] = mean.amax(0).cpu().numpy()
+    return Segmentation(mask, everything, class_names, greatest)
 
 
 def resized_rows(source: LogitRows, size_hw: tuple[int, int], first: int, last: int) -> Tensor:

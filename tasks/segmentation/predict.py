@@ -56,7 +56,8 @@ class Segmenter:
         self.inference = inference or Inference()
         self.header = header or {}
         self._fill = mean_fill(model.backbone.mean)
-        self._pixels_that_fit = 0
+        self._estimates: dict[tuple[int, int, int, int], int] = {}  # bytes of a forward pass, by shape of its images
+        self._bytes_that_fit = 0
         self.transform: Transform = Compose(()) if self.inference.resizes_itself else self._fitting(1.0)
 
     @property
@@ -67,7 +68,8 @@ class Segmenter:
     def to(self, device: torch.device | str) -> Segmenter:
         """Move the network and return the segmenter."""
         self.model.to(device)
-        self._pixels_that_fit = 0
+        self._estimates.clear()
+        self._bytes_that_fit = 0
         return self
 
     def with_model(self, model: SegmentationModel) -> Segmenter:
@@ -164,8 +166,20 @@ class Segmenter:
         return list(self.stream(batch, batch_size=batch_size, probabilities=probabilities))
 
     @torch.inference_mode()
-    def stream(self, batch: Batch, *, batch_size: int = 8, probabilities: bool = False) -> Iterator[Segmentation]:
-        """Yield what `segment` returns, one image after the other, so that only one is held in its original size."""
+    def stream(
+        self, batch: Batch, *, batch_size: int = 8, probabilities: bool = False, confidence: bool = False
+    ) -> Iterator[Segmentation]:
+        """Yield what `segment` returns, one image after the other, so that only one is held in its original size.
+
+        Args:
+            batch: of no more than `images_per_batch` images.
+            batch_size: most windows in a forward pass.
+            probabilities: yield them too.
+            confidence: yield the probability of each pixel's class, for which those of all are never held at once.
+
+        Raises:
+            UserError: something does not fit into memory.
+        """
         sizes_hw = [(height, width) for height, width in batch.original_sizes_hw.tolist()]
         every: Iterable[list[LogitRows]]
         if self.inference.resizes_itself:
@@ -173,7 +187,11 @@ class Segmenter:
         else:
             every = self._views_of_batch(batch)
         for views, size_hw in zip(every, sizes_hw, strict=True):
-            yield segmentation_of(views, size_hw, self.class_names, probabilities=probabilities)
+            with memory_errors_explained(*self._label_map_in_words(size_hw)):
+                found = segmentation_of(
+                    views, size_hw, self.class_names, probabilities=probabilities, confidence=confidence
+                )
+            yield found
 
     def _views_of_batch(self, batch: Batch) -> list[list[LogitRows]]:
         """Return the logits of each image of a batch of fitted squares, in every view."""
@@ -244,12 +262,17 @@ class Segmenter:
         return logits
 
     def _require_memory(self, shape: tuple[int, int, int, int], more: int = 0) -> None:
-        """Refuse a forward pass that does not fit, beside ``more`` bytes; what fitted once is not asked again."""
-        pixels = shape[0] * shape[2] * shape[3]
-        if pixels > self._pixels_that_fit:
-            needed = forward_bytes(self.model, shape, self.device) + more
+        """Refuse a forward pass that does not fit, beside ``more`` bytes.
+
+        No more than fitted once is not asked for again: a process keeps what it has freed, and the system counts that
+        as taken.
+        """
+        if shape not in self._estimates:
+            self._estimates[shape] = forward_bytes(self.model, shape, self.device)
+        needed = self._estimates[shape] + more
+        if needed > self._bytes_that_fit:
             require_memory(needed, self.device, *self._in_words(shape))
-            self._pixels_that_fit = pixels
+            self._bytes_that_fit = needed
 
     def _in_words(self, shape: tuple[int, int, int, int]) -> tuple[str, str]:
         """Return what runs, and what to change where it is too large."""
@@ -257,6 +280,13 @@ class Segmenter:
         name, flag = ("window", "--window") if self.inference.window else ("image", "--image-size")
         advice = f"use a smaller {flag}" + (" or --batch-size" if count > 1 else "")
         return f"a forward pass over {count} {name}{'s' * (count > 1)} of {width}x{height} pixels", advice
+
+    def _label_map_in_words(self, size_hw: tuple[int, int]) -> tuple[str, str]:
+        """Return what is made of the logits of an image, and what to change where it is too large."""
+        height, width = size_hw
+        flag = "--window or --scene-size" if self.inference.window else "--image-size"
+        what = f"the label map of {len(self.class_names)} classes in an image of {width}x{height} pixels"
+        return what, f"use a smaller {flag}, or a smaller image"
 
     def save(self, path: Path) -> None:
         """Write the whole segmenter to one safetensors file that `effdense.load` reads."""

@@ -19,7 +19,7 @@ from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import as_sample
 from effdense.errors import UserError
 from effdense.model_header import read_header
-from effdense.tasks.segmentation import memory
+from effdense.tasks.segmentation import label_maps, memory
 from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.model import create_segmentation_model
 from effdense.tasks.segmentation.predict import Segmenter
@@ -267,6 +267,58 @@ def test_memory_that_runs_out_on_the_way_is_explained(pictures: list[Path], monk
     monkeypatch.setattr(segmenter.model, "forward", fail)
     with pytest.raises(UserError, match=r"1 image of 64x64 .* 9 bytes.*: use a smaller --image-size"):
         segmenter.predict(pictures[0])
+
+
+def test_a_wider_scene_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    segmenter = _segmenter(window=32)
+    segmenter.predict(np.zeros((40, 64, 3), np.uint8), batch_size=1)
+    with pytest.raises(UserError, match="would need about"):
+        segmenter.predict(np.zeros((40, 6400, 3), np.uint8), batch_size=1)
+    (tmp_path / "meminfo").write_text("MemAvailable: 1 kB\n")  # what was freed may still count as taken
+    segmenter.predict(np.zeros((40, 64, 3), np.uint8), batch_size=1)
+
+
+OUT_OF_MEMORY = [
+    pytest.param(RuntimeError("DefaultCPUAllocator: can't allocate memory"), id="torch"),
+    pytest.param(MemoryError("Unable to allocate 9 GiB"), id="numpy"),
+    pytest.param(MemoryError(), id="without-words"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize(
+    ("way", "advice"), [({}, "--image-size"), ({"window": 32}, "--window")], ids=["whole", "window"]
+)
+def test_memory_that_runs_out_in_the_label_map_is_explained(
+    way: dict[str, Any], advice: str, error: Exception, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(label_maps, "resized_rows", fail)
+    with pytest.raises(UserError, match=rf"label map of 4 classes .* 100x60 pixels does not fit .*{advice}"):
+        _segmenter(**way).predict(pictures[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_confidence_is_the_greatest_probability_and_holds_no_others(
+    way: dict[str, Any], pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = _segmenter(**way)
+    every = segmenter.predict(pictures, probabilities=True)
+    samples = [as_sample(path) for path in pictures]
+    found = [
+        one
+        for batch in batches(samples, segmenter.transform, segmenter.images_per_batch(8))
+        for one in segmenter.stream(batch, confidence=True)
+    ]
+    for one, whole in zip(found, every, strict=True):
+        assert one.probabilities is None
+        assert whole.confidence is None
+        assert one.confidence is not None
+        np.testing.assert_array_equal(one.confidence, whole.probabilities.max(0))
 
 
 # --- files
