@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effdense.errors import UserError
+from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.loss_terms import parse_terms
 from effdense.tasks.segmentation.specs import get_architecture
 from effdense.training.settings import (
@@ -19,11 +20,16 @@ from effdense.training.settings import (
 )
 
 _RANGES: tuple[Range, ...] = (
-    (("window", "stride", "tversky_alpha", "tversky_beta"), *ABOVE_ZERO),
-    (("scene_size", "focal_gamma", "auxiliary_weight"), *ZERO_OR_MORE),
+    (("tversky_alpha", "tversky_beta"), *ABOVE_ZERO),
+    (("focal_gamma", "auxiliary_weight"), *ZERO_OR_MORE),
     (("ohem_threshold", "ohem_min_share"), *SHARE),
     (("max_class_share",), "more than 0 and at most 1", lambda value: 0 < value <= 1),
 )
+
+DEMO_IMAGE_SIZE = 128
+"""The demo scenes are this large."""
+
+DEFAULT_IMAGE_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,13 @@ class SegmentationConfig(TrainingSettings):
     tversky_beta: float = 0.7
     """Tversky loss: weight of false negatives."""
     auxiliary_weight: float = 0.0
-    """Weight of an auxiliary head on the map of stride 16 (deep supervision, 0.4 in PSPNet); 0 builds none."""
+    """Weight of an auxiliary head on the decoder's last level but one (deep supervision, 0.4 in PSPNet): of stride 16
+    mostly, of stride 4 in pspnet, which reads 4 and 8; 0 builds none."""
 
     # --- evaluation
     window: int | None = None
-    """Evaluate by sliding a window of this side over the image, in pixels; by default the image as a whole."""
+    """Evaluate by sliding a window of this side over the image, in pixels; by default, or with 0, the image as a
+    whole."""
     stride: int | None = None
     """Pixels from one window to the next; by default three quarters of --window."""
 
@@ -118,10 +126,15 @@ class SegmentationConfig(TrainingSettings):
             raise UserError("--class-weights and --class-weighting both set the weights of the classes: give one")
         if self.class_weights is not None and not (min(self.class_weights) >= 0 < max(self.class_weights)):
             raise UserError(f"class_weights is {self.class_weights}, expected numbers of 0 or more, one above 0")
-        if self.scene_size == 0 and self.window is None:
+        if self.scene_size == 0 and not self.window:
             raise UserError("--scene-size 0 keeps images at their own size, which evaluation needs --window for")
-        if self.stride is not None and self.window is not None and self.stride > self.window:
-            raise UserError(f"stride is {self.stride}, more than the window's {self.window}: pixels would be left out")
+        Inference(self.window, self.stride, self.sizes[1])
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """``image_size`` and ``scene_size``, in pixels, the defaults filled in."""
+        image_size = self.image_size or (DEMO_IMAGE_SIZE if self.dataset == "demo" else DEFAULT_IMAGE_SIZE)
+        return image_size, image_size if self.scene_size is None else self.scene_size
 
 
 def ignored_settings(config: SegmentationConfig) -> dict[str, str]:
@@ -136,6 +149,10 @@ def ignored_settings(config: SegmentationConfig) -> dict[str, str]:
         ignored["label_smoothing"] = f"--loss {config.loss} has no ce term"
     if not config.ohem_threshold:
         ignored["ohem_min_share"] = "--ohem-threshold is 0"
-    if config.window is None:
+    if not config.window:
         ignored["stride"] = "no --window is given"
+    image_size, scene_size = config.sizes
+    largest = round(config.scale_max * scene_size)
+    if scene_size and largest <= image_size:
+        ignored["max_class_share"] = f"no image exceeds {largest} pixels, so nothing is cropped to {image_size}"
     return ignored

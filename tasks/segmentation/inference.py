@@ -67,13 +67,14 @@ class Inference:
             raise UserError(f"stride is {self.stride}, expected 1 or more")
         if self.window and self.stride is not None and self.stride > self.window:
             raise UserError(f"stride is {self.stride}, more than the window's {self.window}: pixels would be left out")
-        if self.window and self.scene_size and self.window >= self.scene_size:
-            raise UserError(
-                f"a window of {self.window} covers the whole scene, as images are fitted into {self.scene_size} pixels: "
-                "give a smaller --window, a larger --scene-size, or --scene-size 0 to slide over an image's own pixels"
-            )
         if self.scene_size is not None and self.scene_size < 0:
             raise UserError(f"scene_size is {self.scene_size}, expected 0 (an image's own size) or more")
+        if self.window and self.scene_size and self.window >= self.scene_size:
+            raise UserError(
+                f"a window of {self.window} covers the whole scene, as images are fitted into {self.scene_size} "
+                "pixels: give a smaller --window, a larger --scene-size, or --scene-size 0 to slide over an image's own "
+                "pixels"
+            )
         parse_tta(self.tta)
 
     def changed(

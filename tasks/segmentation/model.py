@@ -60,7 +60,7 @@ class SegmentationModel(nn.Module):
             least_cells: rows and columns that the coarsest level must have.
             norm_stride: of the coarsest map that BatchNorm follows, infinite for the mean of an image; None is the
                 coarsest level's.
-            auxiliary: from the last map but one to logits of that map's size; it helps training only.
+            auxiliary: from the decoder's last level but one to logits of its size; it helps training only.
         """
         super().__init__()
         self.backbone = backbone
@@ -137,7 +137,11 @@ class SegmentationModel(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Deep supervision (arXiv 1612.01105, section 3.3): logits from a map halfway, for the loss alone."""
+    """Deep supervision (arXiv 1612.01105, section 3.3): logits of a map halfway, for the loss alone.
+
+    The map is the last but one that the decoder reads: mostly that of stride 16, but of stride 4 in pspnet, whose
+    levels have strides 4 and 8.
+    """
 
     def __init__(self, in_channels: int, num_classes: int, channels: int = AUXILIARY_CHANNELS, dropout: float = 0.1):
         """Build the head.
@@ -183,7 +187,7 @@ def create_segmentation_model(
             file. A model of the same architecture is loaded whole; of any other model, a detector too, the backbone.
         output_stride: of the coarsest level; default is the architecture's own.
         drop_path_rate: stochastic depth of the backbone.
-        auxiliary: train an auxiliary head on the last level but one (deep supervision).
+        auxiliary: train an auxiliary head on the decoder's last level but one (deep supervision; see `AuxiliaryHead`).
         replace_head: leave the layers that know the classes untrained where the weights are for other classes.
         class_names: what the classes are called; a file that says other names is refused without ``replace_head``.
         offline: never look for weights on the network.

@@ -13,11 +13,6 @@ from effdense.tasks.segmentation.specs import get_architecture
 from effdense.tasks.segmentation.train import train
 from effdense.training.run_folder import refuse_second_run, resolve_machine, resumed
 
-DEMO_IMAGE_SIZE = 128
-"""The demo scenes are this large."""
-
-DEFAULT_IMAGE_SIZE = 512
-
 
 def begin(parsed: Parsed[SegmentationConfig]) -> Path:
     """Start a run or go on with one, as the settings say.
@@ -40,18 +35,14 @@ def begin(parsed: Parsed[SegmentationConfig]) -> Path:
 
 def resolve(config: SegmentationConfig) -> SegmentationConfig:
     """Fill in every setting that depends on others; what comes out is what config.yaml says."""
-    changes: dict[str, Any] = {}
-    if config.image_size is None:
-        changes["image_size"] = DEMO_IMAGE_SIZE if config.dataset == "demo" else DEFAULT_IMAGE_SIZE
-    if config.scene_size is None:
-        changes["scene_size"] = changes.get("image_size", config.image_size)
+    changes: dict[str, Any] = dict(zip(("image_size", "scene_size"), config.sizes, strict=True))
     if config.output_stride is None:
         changes["output_stride"] = get_architecture(config.arch).output_stride
     if config.drop_path_rate is None:
         changes["drop_path_rate"] = 0.0
     if config.data_root is None and config.dataset in ("voc", "coco") and not config.files_named:
         changes["data_root"] = default_root(config.dataset)
-    if config.window is not None and config.stride is None:
+    if config.window and config.stride is None:
         changes["stride"] = max(1, config.window * 3 // 4)
     name = f"{config.arch}-{config.backbone}-{config.dataset}"
     return resolve_machine(replace(config, **changes), "segmentation", name)

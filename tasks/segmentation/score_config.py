@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from effdense.errors import UserError
+from effdense.tasks.segmentation.inference import Inference
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,13 @@ class ScoreConfig:
             raise UserError(f"num_classes is {self.num_classes}, expected 1 to 255")
         if self.classes is not None and self.num_classes is not None and len(self.classes) != self.num_classes:
             raise UserError(f"--classes names {len(self.classes)} classes and --num-classes says {self.num_classes}")
-        for name in ("batch_size", "image_size", "stride"):
+        for name in ("batch_size", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}, expected 1 or more")
-        for name in ("window", "scene_size", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UserError(f"{name} is {value}, expected 0 or more")
-        if self.window and self.stride is not None and self.stride > self.window:
-            raise UserError(f"stride is {self.stride}, more than the window's {self.window}: pixels would be left out")
+        if self.workers < 0:
+            raise UserError(f"workers is {self.workers}, expected 0 or more")
+        Inference(self.window, self.stride, self.scene_size, self.tta or ())
 
 
 def ignored_settings(config: ScoreConfig) -> dict[str, str]:

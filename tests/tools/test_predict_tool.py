@@ -95,6 +95,24 @@ def test_a_data_set_stands_in_for_images(models: dict[str, Path], photos: Path, 
     assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == ["0.png", "1.png"]
 
 
+@pytest.mark.parametrize("masks", ["binary", "none", "broken"])
+def test_a_data_set_needs_no_masks_and_no_classes_to_be_predicted_on(
+    masks: str, models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "images" / "val").mkdir(parents=True)
+    for photo in photos.iterdir():
+        photo.rename(tmp_path / "data" / "images" / "val" / photo.name)
+    if masks != "none":
+        (tmp_path / "data" / "masks" / "val").mkdir(parents=True)
+        for name in ("a.png", "b.png"):
+            Image.new("L", (60, 40), 255).save(tmp_path / "data" / "masks" / "val" / name)
+    if masks == "broken":
+        (tmp_path / "data" / "masks" / "val" / "a.png").write_bytes(b"no")
+    flags = ["--dataset", "folder", "--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert predict.main([str(models["seg"]), *flags]) == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == ["a.png", "b.png"]
+
+
 def test_the_model_may_stand_in_a_yaml_file(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
     text = f"model: {models['seg']}\nimages: [{photos}]\nopacity: 0.3\nout: {tmp_path / 'out'}\n"
     (tmp_path / "my.yaml").write_text(text)
@@ -123,10 +141,12 @@ REFUSED = [
     pytest.param("{seg} {photos} --split test", "--split has no effect because no --dataset", id="ignored"),
     pytest.param("{det} --dataset folder", "'folder' is none of none, demo, coco, voc", id="data-set-of-the-other"),
     pytest.param("{seg} {photos} --stride 20", "stride 20 has no effect on whole images", id="stride-alone"),
-    pytest.param("{seg} {photos} --window 64 --image-size 32", "image_size 32 has no effect", id="size-and-window"),
+    pytest.param("{seg} {photos} --window 32 --image-size 32", "image_size 32 has no effect", id="size-and-window"),
     pytest.param("{seg} {photos} --window 31", "window is 31, expected 32 or more", id="small-window"),
     pytest.param("{seg} {photos} --window 64 --stride 65", "stride is 65, more than the window's 64", id="stride"),
-    pytest.param("{seg} {photos} --window 900000", "use a smaller --window", id="window-larger-than-memory"),
+    pytest.param(
+        "{seg} {photos} --window 900000 --scene-size 0", "use a smaller --window", id="more-than-memory"
+    ),
     pytest.param("{seg} {photos} --tta hflp", "did you mean 'hflip'", id="tta"),
 ]
 
