@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ def score_model(config: ScoreConfig) -> Scores:
     speed = evaluation.images_per_second
     log.info("%d images, %.1f images a second from file to scored label map", len(index), speed)
     scores = Scores(evaluation.scores, evaluation.boundary, evaluation.calibration)
-    return _report(config, scores, {"images": len(index), "images_per_second": speed})
+    as_used = {"image_size": segmenter.image_size, **asdict(segmenter.inference)}
+    return _report(config, scores, {**as_used, "images": len(index), "images_per_second": speed})
 
 
 def open_split(config: ScoreConfig, segmenter: Segmenter) -> SegmentationIndex:
@@ -118,7 +119,8 @@ def open_split(config: ScoreConfig, segmenter: Segmenter) -> SegmentationIndex:
 def _report(config: ScoreConfig, scores: Scores, more: dict[str, Any]) -> Scores:
     if config.out is None:
         return scores
-    names = ("model", "dataset", "data_root", "split", "annotations", "predictions", "window", "stride", "tta")
-    about = {name: None if getattr(config, name) is None else str(getattr(config, name)) for name in names}
+    about: dict[str, Any] = {"classes": config.classes, "binary_masks": config.binary_masks}
+    for name in ("model", "dataset", "data_root", "split", "labels", "annotations", "images", "predictions"):
+        about[name] = None if getattr(config, name) is None else str(getattr(config, name))
     files = write_report(config.out, scores.scores, scores.boundary, scores.calibration, about={**about, **more})
     return Scores(scores.scores, scores.boundary, scores.calibration, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,14 +70,14 @@ def _binary(root: Path) -> None:
 TRAIN_FAULTS = [
     pytest.param(None, ["--arch", "unett"], ["unett", "unet"], id="unknown-decoder"),
     pytest.param(None, ["--loss", "ce+dicce"], ["dicce", "dice"], id="unknown-loss"),
-    pytest.param(None, ["--loss", "ce+ce"], ["ce"], id="loss-term-twice"),
+    pytest.param(None, ["--loss", "ce+ce"], ["ce comes twice"], id="loss-term-twice"),
     pytest.param(None, ["--output-stride", "16"], ["output_stride", "linknet"], id="stride-of-another-decoder"),
     pytest.param(None, ["--backbone", "b22"], ["b22", "b2"], id="unknown-backbone"),
     pytest.param(None, ["--dataset", "vocc"], ["vocc", "voc"], id="unknown-dataset"),
     pytest.param(None, ["--max-clas-share", "1"], ["--max-class-share"], id="unknown-flag"),
     pytest.param(None, ["--max-class-share", "0"], ["max_class_share", "0"], id="share-out-of-range"),
     pytest.param(None, ["--focal-gamma", "1"], ["--focal-gamma", "no effect", "focal"], id="constant-of-another-loss"),
-    pytest.param(None, ["--ohem-threshold", "0.7", "--loss", "dice"], ["ce"], id="ohem-without-ce"),
+    pytest.param(None, ["--ohem-threshold", "0.7", "--loss", "dice"], ["pixels of the term ce"], id="ohem-without-ce"),
     pytest.param(None, ["--stride", "8"], ["--stride", "no effect"], id="stride-without-window"),
     pytest.param(None, ["--window", "64", "--stride", "65"], ["stride", "65", "64"], id="stride-beyond-window"),
     pytest.param(None, ["--window", "64"], ["window of 64", "--scene-size 0"], id="window-as-large-as-the-scene"),
@@ -91,7 +92,7 @@ TRAIN_FAULTS = [
     pytest.param(None, ["--weights", "nowhere.pth"], ["nowhere.pth"], id="missing-weights"),
     pytest.param(_stray, [], ["a.png", "17"], id="value-that-is-no-class"),
     pytest.param(_smaller, [], ["a.png", "a.jpg", "32x24", "64x48"], id="mask-of-another-size"),
-    pytest.param(_all_void, [], ["train", "label"], id="nothing-labelled"),
+    pytest.param(_all_void, [], ["train", "has no labelled pixel"], id="nothing-labelled"),
     pytest.param(_binary, [], ["--binary-masks"], id="binary-masks"),
     pytest.param(lambda r: (r / "SegmentationClass/a.png").unlink(), [], ["a.png"], id="missing-mask"),
     pytest.param(lambda r: (r / "SegmentationClass/a.png").write_bytes(b"no"), [], ["a.png"], id="broken-mask"),
@@ -137,6 +138,16 @@ def test_sound_data_train_and_say_where_the_model_is(
     assert eval_seg.main([str(out / "best.safetensors"), *flags[:4], "--out", str(tmp_path / "scores")]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("mIoU", "Boundary mIoU", "calibration error", "low", "metrics.json"))
+
+
+def test_the_scores_say_how_they_came_about(voc: Path, model: Path, tmp_path: Path) -> None:
+    flags = ["--dataset", "voc", "--data-root", str(voc), "--classes", "background", "low", "high"]
+    flags += ["--window", "32", "--scene-size", "48", "--tta", "hflip", "--out", str(tmp_path)]
+    assert eval_seg.main([str(model), *flags]) == 0
+    about = json.loads((tmp_path / "metrics.json").read_text())["about"]
+    used = {"image_size": 64, "window": 32, "stride": None, "scene_size": 48, "tta": ["hflip"]}
+    used |= {"labels": "auto", "classes": ["background", "low", "high"], "binary_masks": False, "images": 2}
+    assert {name: about[name] for name in used} == used
 
 
 def test_without_data_the_tool_says_where_it_looked_and_offers_the_download(

@@ -65,7 +65,8 @@ def score_folders(
 
     Raises:
         UserError: a folder is missing or empty, a mask is missing, broken, or of another size than its truth, or a
-            value is no class; the message names the file, and the value and where it is.
+            value is no class; the message names the file, and the value and where it is. Or of two classes the second
+            is neither in the truth nor predicted, and 255 most likely means it.
     """
     predictions, truth = Path(predictions), Path(truth)
     names = tuple(class_names) if class_names is not None else tuple(str(label) for label in range(num_classes))
@@ -85,10 +86,12 @@ def score_folders(
             raise
     scores = SegmentationScores.of(total.confusion, names)
     if num_classes == 2 and total.ignored and not scores.true_pixels[1]:
-        raise UserError(
-            f"{truth}: its masks hold 0 and 255 alone, and 255 is ignored, so that only class 0 would be scored; "
-            "if 255 means class 1, say so with --binary-masks"
-        )
+        found = f"{truth}: its masks hold 0 and 255 alone, and 255 is ignored"
+        if not scores.predicted_pixels[1]:
+            raise UserError(
+                f"{found}, so that only class 0 would be scored; if 255 means class 1, say so with --binary-masks"
+            )
+        log.warning("%s, so class 1 is only ever wrong; if 255 means class 1, say so with --binary-masks", found)
     return FolderScores(scores, total.boundary, len(pairs))
 
 

@@ -262,7 +262,9 @@ def test_folders_without_masks_are_said(tmp_path: Path) -> None:
         score_folders(tmp_path / "full", tmp_path / "full", 2, class_names=["a"])
 
 
-def test_masks_of_0_and_255_are_scored_only_once_it_is_said_what_255_means(tmp_path: Path) -> None:
+def test_masks_of_0_and_255_are_scored_only_once_it_is_said_what_255_means(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     labels = np.zeros((8, 8), np.uint8)
     labels[2:6, 2:6] = 255
     save(tmp_path / "truth" / "a.png", labels)
@@ -270,6 +272,10 @@ def test_masks_of_0_and_255_are_scored_only_once_it_is_said_what_255_means(tmp_p
     save(tmp_path / "zeros" / "a.png", labels * 0)
     with pytest.raises(UserError, match="binary"):
         score_folders(tmp_path / "zeros", tmp_path / "truth", 2)
+    save(tmp_path / "ones" / "a.png", labels * 0 + 1)
+    caplog.clear()
+    assert score_folders(tmp_path / "ones", tmp_path / "truth", 2).scores.matrix.tolist() == [[0, 48], [0, 0]]
+    assert "--binary-masks" in caplog.text
     scores = score_folders(tmp_path / "masks", tmp_path / "truth", 2, binary=True).scores
     assert scores.matrix.tolist() == [[44, 4], [4, 12]]
     save(tmp_path / "masks" / "a.png", labels // 255)
