@@ -72,7 +72,7 @@ def _console() -> Console:
 
 def _show_files(console: Console, files: list[Path]) -> None:
     for path in files:
-        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_scores(scores: Scores) -> None:
@@ -87,5 +87,5 @@ def show_scores(scores: Scores) -> None:
             f"VOC AP50: {scores.voc.mean_ap(0.5):.4f} (area), {scores.voc.mean_ap(0.5, '11point'):.4f} (11 points)"
         )
     for note in scores.coco.notes:
-        console.print(note)
+        console.print(note, markup=False)
     _show_files(console, scores.files)
