@@ -35,7 +35,7 @@ def model_of(name: str, **arguments: object) -> SegmentationModel:
     return create_segmentation_model(name, CLASSES, **arguments)  # type: ignore[arg-type]
 
 
-def largest(*modules: nn.Module) -> int:
+def num_parameters(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
@@ -76,7 +76,7 @@ def test_a_batch_gives_what_its_images_give_alone(name: str) -> None:
 def test_the_backbone_is_built_once_and_asked_once(name: str) -> None:
     model = model_of(name, auxiliary=True)
     assert model.auxiliary is not None
-    assert largest(model) == largest(model.backbone, model.decoder, model.head, model.auxiliary)
+    assert num_parameters(model) == num_parameters(model.backbone, model.decoder, model.head, model.auxiliary)
     assert sum(module.__class__.__name__ == "Backbone" for module in model.modules()) == 1
     asked = []
     model.backbone.conv_stem.register_forward_hook(lambda *_: asked.append(1))
