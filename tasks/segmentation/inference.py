@@ -72,8 +72,8 @@ class Inference:
         if self.window and self.scene_size and self.window >= self.scene_size:
             raise UserError(
                 f"a window of {self.window} covers the whole scene, as images are fitted into {self.scene_size} "
-                "pixels: give a smaller --window, a larger --scene-size, or --scene-size 0 to slide over an image's own "
-                "pixels"
+                "pixels: give a smaller --window, a larger --scene-size, or --scene-size 0 to slide over an image's "
+                "own pixels"
             )
         parse_tta(self.tta)
 

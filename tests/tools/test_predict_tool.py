@@ -144,9 +144,7 @@ REFUSED = [
     pytest.param("{seg} {photos} --window 32 --image-size 32", "image_size 32 has no effect", id="size-and-window"),
     pytest.param("{seg} {photos} --window 31", "window is 31, expected 32 or more", id="small-window"),
     pytest.param("{seg} {photos} --window 64 --stride 65", "stride is 65, more than the window's 64", id="stride"),
-    pytest.param(
-        "{seg} {photos} --window 900000 --scene-size 0", "use a smaller --window", id="more-than-memory"
-    ),
+    pytest.param("{seg} {photos} --window 900000 --scene-size 0", "use a smaller --window", id="more-than-memory"),
     pytest.param("{seg} {photos} --tta hflp", "did you mean 'hflip'", id="tta"),
 ]
 

@@ -32,9 +32,11 @@ class Stub(nn.Module):
         torch.manual_seed(0)
         self.backbone = nn.Module()
         self.backbone.mean = (0.5, 0.4, 0.3)  # type: ignore[assignment]
+        self.images_seen = 0
         self.conv = nn.Conv2d(3, len(CLASSES), 5, padding=2)
 
     def forward(self, images: Tensor) -> Tensor:
+        self.images_seen += len(images)
         logits: Tensor = self.conv(images.float() / 128 - 1)
         return logits * 4
 
@@ -100,6 +102,9 @@ def _process(rank: int, root: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     (folder / f"{rank}.json").write_text(json.dumps(_both(root)))
+    segmenter = _segmenter()
+    evaluate(segmenter, _index(root), batch_size=1)
+    (folder / f"{rank}.txt").write_text(str(segmenter.model.images_seen - 1))  # one probe for the memory
     torch.distributed.destroy_process_group()
 
 
@@ -115,3 +120,4 @@ def test_two_processes_find_the_scores_of_one(root: Path, tmp_path: Path) -> Non
     assert np.sum(alone[0]["matrix"]) > np.sum(alone[1]["matrix"]) > 0
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["3", "2"]
