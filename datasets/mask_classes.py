@@ -81,7 +81,10 @@ def found_classes(
             )
         return MaskClasses(names, (0, FOREGROUND_VALUE))
     if listed is None:
-        return None if usual is None else MaskClasses(tuple(usual), tuple(range(len(usual))))
+        if usual is None:
+            return None
+        note = f"{root} has no {CLASSES_FILE}: the classes are taken to be Pascal VOC's own {len(usual)}"
+        return MaskClasses(tuple(usual), tuple(range(len(usual))), notes=(note,))
     names, values, note = _with_background(listed, background_is_implied)
     _check(names, listed.path)
     if values[-1] >= IGNORE_INDEX:

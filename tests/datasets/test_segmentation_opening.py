@@ -70,6 +70,7 @@ def test_the_voc_folder_itself_or_the_kit_around_it_will_do(where: str, tmp_path
     assert index.image_names == ["b", "a"]
     assert index.image_ids.tolist() == [1, 2]
     assert index.class_names == VOC_MASK_CLASSES
+    assert any("no classes.txt" in note and "21" in note for note in index.notes)
     assert len(VOC_MASK_CLASSES) == 21
     assert VOC_MASK_CLASSES[15] == "person"
     assert index.source == tmp_path / where / "SegmentationClass"
