@@ -36,7 +36,7 @@ demo: env  ## both tasks on the demo set: train, evaluate, predict; pictures and
 	$(BIN)/python tools/train_det.py --backbone lite0 --dataset demo --epochs 20 --eval-every 5 --out $(DEMO)/detection
 	$(BIN)/python tools/eval_det.py $(DEMO)/detection/best.safetensors --dataset demo --split test --out $(DEMO)/detection/eval
 	$(BIN)/python tools/predict.py $(DEMO)/detection/best.safetensors --dataset demo --split test --out $(DEMO)/detection/drawn
-	$(BIN)/python tools/train_seg.py --dataset demo --epochs 20 --eval-every 5 --out $(DEMO)/segmentation
+	$(BIN)/python tools/train_seg.py --dataset demo --eval-every 5 --out $(DEMO)/segmentation
 	$(BIN)/python tools/eval_seg.py $(DEMO)/segmentation/best.safetensors --dataset demo --split test --out $(DEMO)/segmentation/eval
 	$(BIN)/python tools/predict.py $(DEMO)/segmentation/best.safetensors --dataset demo --split test --out $(DEMO)/segmentation/drawn
 

@@ -83,8 +83,8 @@ def found_classes(
     if listed is None:
         if usual is None:
             return None
-        note = f"{root} has no {CLASSES_FILE}: the classes are taken to be Pascal VOC's own {len(usual)}"
-        return MaskClasses(tuple(usual), tuple(range(len(usual))), notes=(note,))
+        taken = f"{root} has no {CLASSES_FILE}: the classes are taken to be Pascal VOC's own {len(usual)}"
+        return MaskClasses(tuple(usual), tuple(range(len(usual))), notes=(taken,))
     names, values, note = _with_background(listed, background_is_implied)
     _check(names, listed.path)
     if values[-1] >= IGNORE_INDEX:

@@ -38,7 +38,7 @@ class SegmentationConfig(TrainingSettings):
 
     dataset: Literal["demo", "coco", "voc", "folder"] = "demo"
     """Which kind of data set: the built-in demo scenes, COCO JSON, Pascal VOC, or folders images/ and masks/."""
-    arch: str = "unet"
+    arch: str = "fpn"
     """Decoder: unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet, segformer, or
     bifpn, EfficientDet's own."""
     backbone: str | None = "lite0"
@@ -54,7 +54,7 @@ class SegmentationConfig(TrainingSettings):
     """Smallest factor of the scale jitter, relative to --scene-size."""
     scale_max: float = 2.0
     """Largest factor of the scale jitter; what is larger than --image-size is cropped at random."""
-    epochs: int = 30
+    epochs: int = 20
     """Passes over the training split."""
     batch_size: int = 8
     """Images in a forward pass."""
