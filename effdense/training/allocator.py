@@ -18,8 +18,8 @@ def keep_freed_memory(device: torch.device) -> bool:
     """Let glibc keep the memory of freed tensors for the next ones, on a CPU under Linux.
 
     By default each tensor of more than a few megabytes is mapped when it is made and given back when it is freed, so
-    that every step of a training loop has the kernel clear the same gigabytes anew: about a tenth of a U-Net's step at
-    256 pixels. Results are not touched; the process stays as large as its largest step.
+    that every step of a training loop has the kernel clear the same gigabytes anew.
+    Results are not touched; the process stays as large as its largest step.
 
     Args:
         device: where the model runs.
