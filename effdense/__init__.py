@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from effdense.loading import load as load
     from effdense.types import Batch as Batch
     from effdense.types import Detections as Detections
+    from effdense.types import MultitaskResult as MultitaskResult
     from effdense.types import Sample as Sample
     from effdense.types import Segmentation as Segmentation
 
 _WHERE = {
     "Batch": "effdense.types",
     "Detections": "effdense.types",
+    "MultitaskResult": "effdense.types",
     "Sample": "effdense.types",
     "Segmentation": "effdense.types",
     "compound_scaling": "effdense.backbones.specs",
@@ -34,6 +36,7 @@ _WHERE = {
 __all__ = [
     "Batch",
     "Detections",
+    "MultitaskResult",
     "Sample",
     "Segmentation",
     "__version__",
