@@ -6,6 +6,7 @@ The loops stay with their tasks; here is the step that they share, and what of i
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -103,7 +104,13 @@ class Learner(Generic[M]):
 
 
 def build_learner(
-    settings: TrainingSettings, model: M, backbone: nn.Module, *, batches_per_epoch: int, device: torch.device
+    settings: TrainingSettings,
+    model: M,
+    backbone: nn.Module,
+    *,
+    batches_per_epoch: int,
+    device: torch.device,
+    more_parameters: Sequence[nn.Parameter] = (),
 ) -> Learner[M]:
     """Build optimizer, precision and moving average of a model, as the settings say; logs the learning rate.
 
@@ -113,6 +120,7 @@ def build_learner(
         backbone: the part of it that ``backbone_lr_factor`` is for.
         batches_per_epoch: forward passes an epoch.
         device: where the model is.
+        more_parameters: learnt beside the model's, without weight decay; where they are kept is the caller's affair.
 
     Raises:
         UserError: nothing is left to train, or a precision that the device has not.
@@ -124,6 +132,8 @@ def build_learner(
         backbone=backbone,
         backbone_lr_factor=settings.backbone_lr_factor,
     )
+    if more_parameters:
+        groups.append({"params": list(more_parameters), "weight_decay": 0.0, "lr_factor": 1.0})
     lr = peak_lr(settings)
     images = settings.batch_size * settings.accumulate
     log.info("learning rate %g for 64 images is %.3g for steps of %d (%s)", settings.lr, lr, images, settings.optimizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,33 @@ _PATHS = ("data_root", "train_annotations", "train_images", "val_annotations", "
 _WITH_RESUME = {"resume", "device", "workers"}
 
 S = TypeVar("S", bound=TrainingSettings)
+
+
+def begin_run(
+    parsed: Parsed[S],
+    ignored: Callable[[S], Mapping[str, str]],
+    resolve: Callable[[S], S],
+    train: Callable[..., Path],
+) -> Path:
+    """Start a run, or go on with the one in ``--resume DIR``.
+
+    Args:
+        parsed: what the user set.
+        ignored: names the settings that the chosen combination would ignore, each with the reason.
+        resolve: fills in every setting that depends on others or on the machine.
+        train: takes the resolved settings, the folder and ``resume``; returns the path of the best model.
+
+    Raises:
+        UserError: settings that contradict each other, a folder with another run, or anything that ``train`` raises.
+    """
+    config = parsed.config
+    if config.resume is not None:
+        return train(resolve(resumed(parsed)), config.resume, resume=True)
+    parsed.refuse_ignored(ignored(config))
+    config = resolve(config)
+    assert config.out is not None
+    refuse_second_run(config.out)
+    return train(config, config.out)
 
 
 def resumed(parsed: Parsed[S]) -> S:

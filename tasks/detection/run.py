@@ -12,7 +12,7 @@ from effdense.tasks.detection.config import DetectionConfig, ignored_settings
 from effdense.tasks.detection.setup import spec_of
 from effdense.tasks.detection.specs import get_spec
 from effdense.tasks.detection.train import train
-from effdense.training.run_folder import refuse_second_run, resolve_machine, resumed
+from effdense.training.run_folder import begin_run, resolve_machine
 
 DEMO_IMAGE_SIZE = 128
 """The demo scenes are this large; a published resolution would only enlarge them."""
@@ -30,14 +30,7 @@ def begin(parsed: Parsed[DetectionConfig]) -> Path:
     Raises:
         UserError: settings that contradict each other, or anything that `train` raises.
     """
-    config = parsed.config
-    if config.resume is not None:
-        return train(resolve(resumed(parsed)), config.resume, resume=True)
-    parsed.refuse_ignored(ignored_settings(config))
-    config = resolve(config)
-    assert config.out is not None
-    refuse_second_run(config.out)
-    return train(config, config.out)
+    return begin_run(parsed, ignored_settings, resolve, train)
 
 
 def resolve(config: DetectionConfig) -> DetectionConfig:

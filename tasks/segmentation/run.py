@@ -11,7 +11,7 @@ from effdense.datasets.layout import default_root
 from effdense.tasks.segmentation.config import SegmentationConfig, ignored_settings
 from effdense.tasks.segmentation.specs import get_architecture
 from effdense.tasks.segmentation.train import train
-from effdense.training.run_folder import refuse_second_run, resolve_machine, resumed
+from effdense.training.run_folder import begin_run, resolve_machine
 
 
 def begin(parsed: Parsed[SegmentationConfig]) -> Path:
@@ -23,14 +23,7 @@ def begin(parsed: Parsed[SegmentationConfig]) -> Path:
     Raises:
         UserError: settings that contradict each other, or anything that `train` raises.
     """
-    config = parsed.config
-    if config.resume is not None:
-        return train(resolve(resumed(parsed)), config.resume, resume=True)
-    parsed.refuse_ignored(ignored_settings(config))
-    config = resolve(config)
-    assert config.out is not None
-    refuse_second_run(config.out)
-    return train(config, config.out)
+    return begin_run(parsed, ignored_settings, resolve, train)
 
 
 def resolve(config: SegmentationConfig) -> SegmentationConfig:
