@@ -140,6 +140,7 @@ class SegmentationIndex:
         return Sample(
             image=image,
             mask=mask,
+            has_boxes=False,
             image_id=int(self.image_ids[position]),
             original_size_hw=size_hw,
             resized_size_hw=size_hw,

@@ -1,4 +1,4 @@
-"""What flows through effdense: Sample, Batch, Detections, Segmentation, and the one legend of shape letters.
+"""What flows through effdense: Sample, Batch, Detections, Segmentation, both, and the one legend of shape letters.
 
 Shape letters, used in every shape comment:
 
@@ -49,6 +49,8 @@ class Sample:
         crowd: (N,), the box covers a group (COCO's iscrowd).
         difficult: (N,), VOC's difficult.
         mask: (H, W) class indices with 255 = ignore, or None where there is no mask.
+        has_boxes: whether somebody looked for objects. Where False, that there are no boxes says nothing of the image;
+            where True, it says that the image shows no object.
         image_id: the dataset's own id of the image; unique within a dataset.
         original_size_hw: size of the image on disk, in pixels, before any transform.
         resized_size_hw: size of the image content inside ``image`` after a resize and before padding to the bottom
@@ -61,6 +63,7 @@ class Sample:
     crowd: Bool = field(default_factory=lambda: np.zeros(0, np.bool_))
     difficult: Bool = field(default_factory=lambda: np.zeros(0, np.bool_))
     mask: UInt8 | None = None
+    has_boxes: bool = True
     image_id: int = 0
     original_size_hw: tuple[int, int] = (0, 0)
     resized_size_hw: tuple[int, int] = (0, 0)
@@ -79,11 +82,13 @@ class Batch:
         boxes_xyxy: float32, (B, M, 4), padded with -1; M is the batch's most boxes (may be 0).
         labels: int64, (B, M), padded with -1.
         ignore: bool, (B, M): crowd or difficult, to be left out of the loss; False in the padding.
-        masks: uint8, (B, H, W), or None.
+        masks: uint8, (B, H, W), 255 throughout where an image has no mask; None where no image has one.
         image_ids: the dataset's ids, one per image.
         original_sizes_hw: int64, (B, 2), pixels on disk.
         resized_sizes_hw: int64, (B, 2), pixels of image content inside ``images``; with ``original_sizes_hw`` this
             is the geometry that takes a box or a mask back to the original image.
+        with_boxes: bool, (B,): the image's boxes are known, be they none; the others have nothing to say of detection.
+        with_masks: bool, (B,): the image has a mask.
     """
 
     images: torch.Tensor
@@ -94,6 +99,8 @@ class Batch:
     image_ids: tuple[int, ...]
     original_sizes_hw: torch.Tensor
     resized_sizes_hw: torch.Tensor
+    with_boxes: torch.Tensor
+    with_masks: torch.Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
@@ -113,6 +120,8 @@ class Batch:
             masks=None if self.masks is None else function(self.masks),
             original_sizes_hw=function(self.original_sizes_hw),
             resized_sizes_hw=function(self.resized_sizes_hw),
+            with_boxes=function(self.with_boxes),
+            with_masks=function(self.with_masks),
         )
 
 
@@ -156,3 +165,16 @@ class Segmentation:
     probabilities: Float32 | None = None
     class_names: tuple[str, ...] = ()
     confidence: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class MultitaskResult:
+    """What a multitask model says of one image, from one forward pass, in pixels of the original image.
+
+    Attributes:
+        detections: its objects.
+        segmentation: its pixels.
+    """
+
+    detections: Detections
+    segmentation: Segmentation

@@ -10,14 +10,17 @@ from effdense.datasets.collate import collate
 from effdense.types import Sample
 
 
-def _sample(boxes: int, size_hw: tuple[int, int] = (4, 6), mask: bool = False) -> Sample:
+def _sample(
+    boxes: int, size_hw: tuple[int, int] = (4, 6), mask: bool | tuple[int, int] = False, has_boxes: bool = True
+) -> Sample:
     return Sample(
         image=np.arange(np.prod(size_hw) * 3, dtype=np.uint8).reshape(*size_hw, 3),
         boxes_xyxy=np.arange(boxes * 4, dtype=np.float32).reshape(boxes, 4),
         labels=np.arange(boxes, dtype=np.int64),
         crowd=np.arange(boxes) == 0,
         difficult=np.arange(boxes) == 1,
-        mask=np.zeros(size_hw, np.uint8) if mask else None,
+        mask=np.zeros(size_hw if mask is True else mask, np.uint8) if mask else None,
+        has_boxes=has_boxes,
         image_id=boxes,
         original_size_hw=(10, 20),
         resized_size_hw=(3, 6),
@@ -56,11 +59,48 @@ def test_masks_are_stacked() -> None:
 
 
 @pytest.mark.parametrize(
+    ("samples", "with_boxes", "with_masks"),
+    [
+        pytest.param([_sample(2), _sample(0)], [True, True], [False, False], id="boxes"),
+        pytest.param(
+            [_sample(0, mask=True, has_boxes=False)] * 2, [False, False], [True, True], id="masks",
+        ),
+        pytest.param([_sample(1, mask=True), _sample(0, mask=True)], [True, True], [True, True], id="both"),
+        pytest.param(
+            [_sample(1), _sample(0, mask=True, has_boxes=False), _sample(2, mask=True), _sample(0)],
+            [True, False, True, True],
+            [False, True, True, False],
+            id="mixed",
+        ),
+        pytest.param([_sample(0, has_boxes=False)], [False], [False], id="an image and nothing else"),
+    ],
+)  # fmt: skip
+def test_a_batch_tells_who_carries_which_label(
+    samples: list[Sample], with_boxes: list[bool], with_masks: list[bool]
+) -> None:
+    batch = collate(samples)
+    assert (batch.with_boxes.tolist(), batch.with_masks.tolist()) == (with_boxes, with_masks)
+    assert batch.with_boxes.dtype == batch.with_masks.dtype == torch.bool
+    assert (batch.masks is None) == (not any(with_masks))
+    if batch.masks is not None:
+        assert [bool((mask == 255).all()) for mask in batch.masks] == [not there for there in with_masks]
+        assert [bool((mask == 0).all()) for mask in batch.masks] == with_masks
+
+
+def test_every_tensor_of_a_batch_moves() -> None:
+    moved = collate([_sample(1, mask=True), _sample(0)]).to("meta")
+    tensors = {name: value for name, value in vars(moved).items() if isinstance(value, torch.Tensor)}
+    assert {tensor.device.type for tensor in tensors.values()} == {"meta"}
+    assert {"masks", "with_boxes", "with_masks"} < set(tensors)
+
+
+@pytest.mark.parametrize(
     ("samples", "message"),
     [
         pytest.param([], "at least one", id="none"),
         pytest.param([_sample(0), _sample(0, (4, 5))], "one size", id="sizes"),
-        pytest.param([_sample(0), _sample(0, mask=True)], "mask", id="some-masks"),
+        pytest.param([_sample(0, mask=(4, 5))], "the size of its image", id="mask of another size"),
+        pytest.param([_sample(0), _sample(0, mask=(1, 6))], "the size of its image", id="mask that would be spread"),
     ],
 )
 def test_samples_that_do_not_go_together_are_refused(samples: list[Sample], message: str) -> None:
