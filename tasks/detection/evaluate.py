@@ -11,6 +11,7 @@ from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metri
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.predict import Detector
+from effdense.types import Detections
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,40 @@ class Evaluation:
         return max(0.0, self.coco.metrics["AP"]) if self.coco.metrics["AP"] == self.coco.metrics["AP"] else 0.0
 
 
+class Tally:
+    """What was detected in the images of a data set, kept until all of it can be ranked and scored."""
+
+    def __init__(self, index: DetectionIndex) -> None:
+        """Start with no detections.
+
+        Args:
+            index: a labelled data set.
+
+        Raises:
+            UserError: an image whose annotation states no size cannot be read.
+        """
+        self.index = index
+        self.truth = GroundTruthTable.from_index(index)
+        self.found: dict[int, Detections] = {}
+
+    def add(self, position: int, found: Detections) -> None:
+        """Take what was detected in the image at a position."""
+        self.found[position] = found
+
+    def result(self, images_per_second: float, *, max_detections: int, evaluator: str) -> Evaluation:
+        """Score the detections, once those of every image are there.
+
+        Args:
+            images_per_second: from image file to detections.
+            max_detections: the most that the detector keeps of an image.
+            evaluator: ``hotcoco`` or ``pycocotools``.
+        """
+        found = [self.found[position] for position in range(len(self.index))]
+        table = DetectionTable.from_detections(found, self.index.image_ids.tolist(), self.index.category_ids)
+        coco = coco_metrics(self.truth, table, backend=evaluator, max_detections=limits_of(max_detections))
+        return Evaluation(coco, self.truth, table, images_per_second)
+
+
 def evaluate(
     detector: Detector,
     index: DetectionIndex,
@@ -57,18 +92,15 @@ def evaluate(
     """
     if detector.class_names != index.class_names:
         raise ValueError("the data set is not in the order of the detector's classes: see match_classes")
-    truth = GroundTruthTable.from_index(index)
-    found = []
-    image_ids: list[int] = []
+    tally = Tally(index)
     started = time.perf_counter()
+    positions = iter(range(len(index)))
     loader = eval_loader(index, detector.transform, batch_size=batch_size, workers=workers, device=detector.device)
     for batch in loader:
-        found += detector.detect(batch)
-        image_ids += batch.image_ids
-    seconds = time.perf_counter() - started
-    table = DetectionTable.from_detections(found, image_ids, index.category_ids)
-    coco = coco_metrics(truth, table, backend=evaluator, max_detections=limits_of(detector.selection.max_detections))
-    return Evaluation(coco, truth, table, len(index) / max(seconds, 1e-9))
+        for found in detector.detect(batch):
+            tally.add(next(positions), found)
+    speed = len(index) / max(time.perf_counter() - started, 1e-9)
+    return tally.result(speed, max_detections=detector.selection.max_detections, evaluator=evaluator)
 
 
 def limits_of(most: int) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from effdense.tasks.segmentation.metrics.confusion import ConfusionMatrix
 from effdense.tasks.segmentation.metrics.processes import place
 from effdense.tasks.segmentation.metrics.scores import SegmentationScores
 from effdense.tasks.segmentation.predict import Segmenter
-from effdense.types import Sample
+from effdense.types import Sample, Segmentation
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,54 @@ class Evaluation:
     def miou(self) -> float:
         """Mean IoU over the classes that occur, in 0..1; 0 where nothing is labelled."""
         return self.scores.miou if self.scores.miou == self.scores.miou else 0.0
+
+
+class Tally:
+    """Label maps compared with the masks of a data set, image after image; what is kept does not grow with them."""
+
+    def __init__(self, index: SegmentationIndex, *, boundary: bool = False, calibration: bool = False) -> None:
+        """Start with no label map.
+
+        Args:
+            index: images with masks.
+            boundary: Boundary IoU too.
+            calibration: calibration error too.
+        """
+        self.index = index
+        self.confusion = ConfusionMatrix(len(index.class_names))
+        self.boundary = BoundaryIou(len(index.class_names)) if boundary else None
+        self.calibration = CalibrationError() if calibration else None
+
+    def add(self, position: int, found: Segmentation) -> None:
+        """Compare the label map of the image at a position with its mask.
+
+        Args:
+            position: in the data set.
+            found: in the image's own size; with the confidence, where calibration error is asked for.
+
+        Raises:
+            UserError: the mask cannot be read, or does not fit.
+        """
+        truth = self.index.masks.read(position, (found.mask.shape[0], found.mask.shape[1]))
+        where = self.index.masks.where(position)
+        self.confusion.update(truth, found.mask, where=where)
+        if self.boundary is not None:
+            self.boundary.update(truth, found.mask, where=where)
+        if self.calibration is not None:
+            assert found.confidence is not None
+            self.calibration.update(truth, found.mask, found.confidence)
+
+    def result(self, images_per_second: float) -> Evaluation:
+        """Return the scores over all images, those that other processes have compared included.
+
+        Args:
+            images_per_second: from image file to label map and its comparison.
+        """
+        for part in (self.confusion, self.boundary, self.calibration):
+            if part is not None:
+                part.all_reduce()
+        scores = SegmentationScores.of(self.confusion, self.index.class_names)
+        return Evaluation(scores, self.boundary, self.calibration, images_per_second)
 
 
 def evaluate(
@@ -67,9 +115,7 @@ def evaluate(
     """
     if segmenter.class_names != index.class_names:
         raise ValueError("the data set is not in the order of the model's classes: see match_segmentation_classes")
-    confusion = ConfusionMatrix(len(index.class_names))
-    outlines = BoundaryIou(len(index.class_names)) if boundary else None
-    certainty = CalibrationError() if calibration else None
+    tally = Tally(index, boundary=boundary, calibration=calibration)
     started = time.perf_counter()
     rank, world_size = place()
     positions = iter(range(rank, len(index), world_size))
@@ -84,23 +130,8 @@ def evaluate(
     )
     for batch in loader:
         for found in segmenter.stream(batch, batch_size=batch_size, confidence=calibration):
-            position = next(positions)
-            truth = index.masks.read(position, (found.mask.shape[0], found.mask.shape[1]))
-            where = index.masks.where(position)
-            confusion.update(truth, found.mask, where=where)
-            if outlines is not None:
-                outlines.update(truth, found.mask, where=where)
-            if certainty is not None:
-                assert found.confidence is not None
-                certainty.update(truth, found.mask, found.confidence)
-    confusion.all_reduce()
-    if outlines is not None:
-        outlines.all_reduce()
-    if certainty is not None:
-        certainty.all_reduce()
-    seconds = time.perf_counter() - started
-    scores = SegmentationScores.of(confusion, index.class_names)
-    return Evaluation(scores, outlines, certainty, len(index) / max(seconds, 1e-9))
+            tally.add(next(positions), found)
+    return tally.result(len(index) / max(time.perf_counter() - started, 1e-9))
 
 
 @dataclass(frozen=True)
