@@ -28,6 +28,7 @@ COMMANDS = {
     "eval-det": Command("eval_det", "score a detector, or detections in a file"),
     "train-seg": Command("train_seg", "train a semantic segmenter"),
     "eval-seg": Command("eval_seg", "score a segmenter, or masks in a folder"),
+    "train-multi": Command("train_multi", "train a detector and a segmenter on one backbone"),
     "predict": Command("predict", "run a model on images; draw what it finds and write it down"),
     "backbones": Command("backbones", "list the backbones with their sizes"),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from effdense.backbones.origin import freeze_and_say, restore_origin
 from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.loading import BatchLoader, train_loader
@@ -17,7 +18,7 @@ from effdense.datasets.opening import match_classes, open_dataset
 from effdense.datasets.roots import ready_root
 from effdense.errors import UserError
 from effdense.tasks.detection.config import DetectionConfig
-from effdense.tasks.detection.model import EfficientDet, choose_spec, create_efficientdet
+from effdense.tasks.detection.model import choose_spec, create_efficientdet
 from effdense.tasks.detection.predict import Detector, Selection
 from effdense.tasks.detection.specs import EfficientDetSpec
 from effdense.training.device import choose_device
@@ -60,7 +61,7 @@ def shapes_of(aspect_ratios: Sequence[float]) -> tuple[tuple[float, float], ...]
 
 
 def open_data(config: DetectionConfig) -> Data:
-    """Open both splits, let the doctor look at them, and log what it found.
+    """Open and examine both splits.
 
     Raises:
         UserError: the data cannot be used; the text names file and line or annotation id.
@@ -78,8 +79,17 @@ def open_data(config: DetectionConfig) -> Data:
         )
         for part in ("train", "val")
     }
-    splits["val"] = match_classes(splits["val"], splits["train"].class_names, splits["train"].source)
-    report = examine(splits, skip_broken=config.skip_broken)
+    return examined(splits["train"], splits["val"], skip_broken=config.skip_broken)
+
+
+def examined(train: DetectionIndex, val: DetectionIndex, *, skip_broken: bool) -> Data:
+    """Give both splits the same classes, let the doctor look at them, and log what it found.
+
+    Raises:
+        UserError: the data cannot be used; the text names file and line or annotation id.
+    """
+    val = match_classes(val, train.class_names, train.source)
+    report = examine({"train": train, "val": val}, skip_broken=skip_broken)
     for line in report.lines():
         log.info("%s", line)
     report.raise_errors()
@@ -107,12 +117,8 @@ def build_detector(config: DetectionConfig, data: Data, *, origin: dict[str, Any
         class_names=class_names,
     )
     if origin is not None:
-        model.backbone.set_statistics(origin["mean"], origin["std"])
-        model.backbone.weights_source = origin["source"]
-    log.info("weights: %s", model.backbone.weights_source)
-    if model.backbone.weights_source == "none" and config.freeze_stages:
-        log.warning("--freeze-stages %d freezes random weights, as no pretrained ones were found", config.freeze_stages)
-    model.backbone.freeze_stages(config.freeze_stages)
+        restore_origin(model.backbone, origin)
+    freeze_and_say(model.backbone, config.freeze_stages)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     assert config.image_size is not None
@@ -135,21 +141,15 @@ def build_detector(config: DetectionConfig, data: Data, *, origin: dict[str, Any
     return detector
 
 
-def origin_of(model: EfficientDet) -> dict[str, Any]:
-    """Return what a run's state must keep of the weights it began with: the normalisation belongs to them."""
-    backbone = model.backbone
-    return {"mean": list(backbone.mean), "std": list(backbone.std), "source": backbone.weights_source}
-
-
-def check_batches(config: DetectionConfig, data: Data, detector: Detector) -> None:
-    """Refuse batches of one image where the coarsest level is a single cell: BatchNorm cannot learn from one value.
+def check_batch(detector: Detector, num_images: int) -> None:
+    """Refuse to train on one image where the coarsest level is a single cell: BatchNorm cannot learn from one value.
 
     Raises:
         UserError: names both ways out.
     """
     size = detector.image_size
     cells = detector.model.anchor_maker.feature_sizes((size, size))[-1]
-    if min(config.batch_size, len(data.train)) == 1 and cells == (1, 1):
+    if num_images == 1 and cells == (1, 1):
         raise UserError(
             f"batches of one image at --image-size {size} leave BatchNorm one value to learn from: give a larger "
             "--batch-size (and as many images), or a larger --image-size"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from effdense.backbones.origin import origin_of
 from effdense.config import to_mapping
 from effdense.datasets.loading import BatchLoader
 from effdense.json_files import jsonable
@@ -21,7 +22,7 @@ from effdense.tasks.detection.loss import DetectionLoss
 from effdense.tasks.detection.model import EfficientDet
 from effdense.tasks.detection.plots import plot_training
 from effdense.tasks.detection.predict import Detector
-from effdense.tasks.detection.setup import Data, build_detector, check_batches, open_data, origin_of, training_loader
+from effdense.tasks.detection.setup import Data, build_detector, check_batch, open_data, training_loader
 from effdense.training.checkpoint import load_state, save_state, state_bytes
 from effdense.training.interrupt import InterruptWatch
 from effdense.training.learner import (
@@ -116,7 +117,7 @@ def start(config: DetectionConfig, folder: Path, *, resume: bool) -> Run:
     seed_everything(config.seed)
     data = open_data(config)
     detector = build_detector(config, data, origin=state["origin"] if state else None)
-    check_batches(config, data, detector)
+    check_batch(detector, min(config.batch_size, len(data.train)))
     model = detector.model
     loader = training_loader(config, data, detector)
     learner = build_learner(config, model, model.backbone, batches_per_epoch=len(loader), device=detector.device)
@@ -236,7 +237,7 @@ def save(run: Run) -> None:
         "metrics_lines": run.metrics.lines,
         "class_names": list(run.detector.class_names),
         "num_images": len(run.data.train),
-        "origin": origin_of(run.learner.model),
+        "origin": origin_of(run.learner.model.backbone),
     }
     save_state(run.folder / STATE, state)
 

@@ -198,11 +198,15 @@ class MultitaskConfig(TrainingSettings):
         if len(set(self.freeze)) == 3:
             raise UserError("--freeze backbone detection segmentation leaves nothing to train: leave one of them out")
         if self.compare and self.freeze:
-            raise UserError("--compare trains each task alone to compare with, which --freeze leaves no sense: give one")
+            raise UserError(
+                "--compare trains each task alone to compare with, which --freeze leaves no sense: give one"
+            )
         if self.balance == "gradnorm" and not self.gradients_every:
             raise UserError("--balance gradnorm works with measured gradients: give --gradients-every 1 or more")
         if self.balance != "fixed" and len(self.active) < 2:
-            raise UserError(f"--balance {self.balance} weighs two tasks, but --freeze leaves one to train: leave it out")
+            raise UserError(
+                f"--balance {self.balance} weighs two tasks, but --freeze leaves one to train: leave it out"
+            )
         if self.balance == "gradnorm" and "backbone" in self.freeze:
             raise UserError("--balance gradnorm balances gradients on the backbone, which --freeze backbone takes away")
         if self.freeze and self.weights in ("auto", "imagenet", "none") and self.freeze != ("backbone",):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from effdense.backbones.origin import freeze_and_say, restore_origin
 from effdense.datasets.loading import BatchLoader, train_loader
 from effdense.datasets.roots import ready_root
 from effdense.datasets.segmentation_doctor import examine_masks
@@ -20,7 +21,7 @@ from effdense.tasks.segmentation.config import SegmentationConfig
 from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.loss import SegmentationLoss, class_weights_from_counts
 from effdense.tasks.segmentation.loss_terms import parse_terms
-from effdense.tasks.segmentation.model import SegmentationModel, create_segmentation_model
+from effdense.tasks.segmentation.model import create_segmentation_model
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.training.device import choose_device
 from effdense.transforms import mean_fill, train_transform
@@ -44,7 +45,7 @@ class Data:
 
 
 def open_data(config: SegmentationConfig) -> Data:
-    """Open both splits, let the doctor look at them, and log what it found.
+    """Open and examine both splits.
 
     Raises:
         UserError: the data cannot be used; the text names file and value.
@@ -66,8 +67,17 @@ def open_data(config: SegmentationConfig) -> Data:
         )
         for part in ("train", "val")
     )
+    return examined(train, val, skip_broken=config.skip_broken)
+
+
+def examined(train: SegmentationIndex, val: SegmentationIndex, *, skip_broken: bool) -> Data:
+    """Give both splits the same classes, let the doctor look at them, and log what it found.
+
+    Raises:
+        UserError: the data cannot be used; the text names file and value.
+    """
     val = match_segmentation_classes(val, train.class_names, train.source)
-    report = examine_masks({"train": train, "val": val}, skip_broken=config.skip_broken)
+    report = examine_masks({"train": train, "val": val}, skip_broken=skip_broken)
     for line in report.lines():
         log.info("%s", line)
     report.raise_errors()
@@ -99,14 +109,9 @@ def build_segmenter(config: SegmentationConfig, data: Data, *, origin: dict[str,
         replace_head=config.replace_head and origin is None,
         class_names=class_names,
     )
-    backbone = model.backbone
     if origin is not None:
-        backbone.set_statistics(origin["mean"], origin["std"])
-        backbone.weights_source = origin["source"]
-    log.info("weights: %s", backbone.weights_source)
-    if backbone.weights_source == "none" and config.freeze_stages:
-        log.warning("--freeze-stages %d freezes random weights, as no pretrained ones were found", config.freeze_stages)
-    backbone.freeze_stages(config.freeze_stages)
+        restore_origin(model.backbone, origin)
+    freeze_and_say(model.backbone, config.freeze_stages)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     segmenter = Segmenter(
@@ -126,12 +131,6 @@ def build_segmenter(config: SegmentationConfig, data: Data, *, origin: dict[str,
         "fp32" if config.amp == "off" else config.amp,
     )
     return segmenter
-
-
-def origin_of(model: SegmentationModel) -> dict[str, Any]:
-    """Return what a run's state must keep of the weights it began with: the normalisation belongs to them."""
-    backbone = model.backbone
-    return {"mean": list(backbone.mean), "std": list(backbone.std), "source": backbone.weights_source}
 
 
 def build_loss(config: SegmentationConfig, data: Data) -> SegmentationLoss:

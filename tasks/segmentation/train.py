@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from effdense.backbones.origin import origin_of
 from effdense.config import to_mapping
 from effdense.datasets.loading import BatchLoader
 from effdense.plots import save_figure
@@ -24,7 +25,6 @@ from effdense.tasks.segmentation.setup import (
     build_loss,
     build_segmenter,
     open_data,
-    origin_of,
     training_loader,
 )
 from effdense.training.checkpoint import load_state, save_state, state_bytes
@@ -230,7 +230,7 @@ def save(run: Run) -> None:
         "metrics_lines": run.metrics.lines,
         "class_names": list(run.segmenter.class_names),
         "num_images": len(run.data.train),
-        "origin": origin_of(run.learner.model),
+        "origin": origin_of(run.learner.model.backbone),
     }
     save_state(run.folder / STATE, state)
 
