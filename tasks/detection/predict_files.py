@@ -90,23 +90,46 @@ def predict_files(
             result.objects += len(strong)
             found.append(one)
             image_ids.append(sample.image_id)
-    DetectionTable.from_detections(found, image_ids, category_ids).to_json(result.results)
     if (sheet := overview.sheet()) is not None:
         write_picture(out / OVERVIEW, sheet)
-    write_image_list(out / IMAGES, image_ids, _read(paths, result.broken), category_ids, detector.class_names)
+    table = DetectionTable.from_detections(found, image_ids, category_ids)
+    write_results(out, table, image_ids, left_of(paths, result.broken), category_ids, detector.class_names)
     return result
 
 
-def write_image_list(
-    path: Path, image_ids: Sequence[int], files: Sequence[Path], category_ids: Sequence[int], class_names: Sequence[str]
-) -> None:
-    """Write which file has which image id, and which class which category id, in COCO's words."""
+def write_results(
+    out: Path,
+    table: DetectionTable,
+    image_ids: Sequence[int],
+    files: Sequence[Path],
+    category_ids: Sequence[int],
+    class_names: Sequence[str],
+) -> list[Path]:
+    """Write detections as a COCO results file, and which file has which image id and which class which category id.
+
+    Args:
+        out: folder for detections.json and images.json.
+        table: every detection.
+        image_ids: (n,), also of images in which nothing was detected.
+        files: (n,), the images.
+        category_ids: (K,).
+        class_names: (K,).
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    table.to_json(out / RESULTS)
     images = [{"id": int(number), "file_name": str(file)} for number, file in zip(image_ids, files, strict=True)]
     categories = [{"id": int(i), "name": name} for i, name in zip(category_ids, class_names, strict=True)]
-    write_atomically(path, json.dumps({"images": images, "categories": categories}, indent=1))
+    write_atomically(out / IMAGES, json.dumps({"images": images, "categories": categories}, indent=1))
+    return [out / RESULTS, out / IMAGES]
 
 
-def _read(paths: Sequence[Path], broken: Sequence[Path]) -> list[Path]:
+def left_of(paths: Sequence[Path], broken: Sequence[Path]) -> list[Path]:
+    """Return the files that could be read."""
     left_out = set(broken)
     return [path for path in paths if path not in left_out]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
 from effdense.datasets.roots import ready_root
-from effdense.tasks.detection.evaluate import evaluate, limits_of
+from effdense.tasks.detection.evaluate import Evaluation, evaluate, limits_of
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.confusion import confusion_matrix
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
@@ -19,7 +20,7 @@ from effdense.tasks.detection.metrics.report import write_report
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.metrics.voc_metrics import VocResult, voc_metrics
 from effdense.tasks.detection.predict import Detector, load_detector
-from effdense.tasks.detection.predict_files import IMAGES, RESULTS, write_image_list
+from effdense.tasks.detection.predict_files import write_results
 from effdense.tasks.detection.score_config import ScoreConfig
 from effdense.training.device import choose_device
 
@@ -67,8 +68,8 @@ def score_files(config: ScoreConfig) -> Scores:
         return Scores(coco, None, [])
     if config.iou_type == "segm":
         return Scores(coco, None, write_report(config.out, coco, about=about(config)))
-    truth = GroundTruthTable.from_coco(config.annotations)
-    return _report(config, coco, truth, DetectionTable.from_json(config.predictions), {})
+    truth, found = GroundTruthTable.from_coco(config.annotations), DetectionTable.from_json(config.predictions)
+    return _report(coco, truth, found, config.out, confusion_score=config.confusion_score, about=about(config))
 
 
 def score_model(config: ScoreConfig) -> Scores:
@@ -92,14 +93,8 @@ def score_model(config: ScoreConfig) -> Scores:
         evaluator=config.evaluator,
     )
     log.info("%d images, %.1f images a second from file to detections", len(index), evaluation.images_per_second)
-    speed = {"images_per_second": evaluation.images_per_second}
-    scores = _report(config, evaluation.coco, evaluation.truth, evaluation.detections, speed)
-    if config.out is not None:
-        evaluation.detections.to_json(config.out / RESULTS)
-        files = [index.path(position) for position in range(len(index))]
-        write_image_list(config.out / IMAGES, index.image_ids.tolist(), files, index.category_ids, index.class_names)
-        scores.files.extend([config.out / RESULTS, config.out / IMAGES])
-    return scores
+    said = {**about(config), "images_per_second": evaluation.images_per_second}
+    return report(evaluation, index, config.out, confusion_score=config.confusion_score, about=said)
 
 
 def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
@@ -110,12 +105,27 @@ def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
         else ready_root(config.dataset, config.data_root, "detection", can_download=False)
     )
     index = open_dataset(config.dataset, root, config.split, annotations=config.annotations, images=config.images)
-    index = match_classes(index, detector.class_names, config.model)
-    report = examine({config.split: index}, skip_broken=config.skip_broken)
-    for line in report.lines():
+    return examined(index, detector.class_names, config.model, skip_broken=config.skip_broken)
+
+
+def examined(index: DetectionIndex, class_names: Sequence[str], source: object, *, skip_broken: bool) -> DetectionIndex:
+    """Give a split the classes of a model, let the doctor look at it, and log what it found; boxes stay as they are.
+
+    Args:
+        index: the split.
+        class_names: of the model.
+        source: the model's file, for the texts.
+        skip_broken: leave out images that cannot be read.
+
+    Raises:
+        UserError: the data cannot be used; the text names file and line or annotation id.
+    """
+    index = match_classes(index, class_names, source)
+    found = examine({index.split: index}, skip_broken=skip_broken)
+    for line in found.lines():
         log.info("%s", line)
-    report.raise_errors()
-    return report.sound[config.split]
+    found.raise_errors()
+    return found.sound[index.split]
 
 
 def about(config: ScoreConfig) -> dict[str, Any]:
@@ -124,12 +134,42 @@ def about(config: ScoreConfig) -> dict[str, Any]:
     return {name: None if getattr(config, name) is None else str(getattr(config, name)) for name in names}
 
 
+def report(
+    evaluation: Evaluation, index: DetectionIndex, out: Path | None, *, confusion_score: float, about: dict[str, Any]
+) -> Scores:
+    """Add VOC's numbers to an evaluation, and write it down with all detections.
+
+    Args:
+        evaluation: of a model.
+        index: what it was evaluated on.
+        out: folder for the files; nothing is written without it.
+        confusion_score: score from which a detection counts in the confusion matrix.
+        about: what the report says of its origin.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    truth, found = evaluation.truth, evaluation.detections
+    scores = _report(evaluation.coco, truth, found, out, confusion_score=confusion_score, about=about)
+    if out is not None:
+        files = [index.path(position) for position in range(len(index))]
+        scores.files.extend(
+            write_results(out, found, index.image_ids.tolist(), files, index.category_ids, index.class_names)
+        )
+    return scores
+
+
 def _report(
-    config: ScoreConfig, coco: CocoResult, truth: GroundTruthTable, found: DetectionTable, more: dict[str, Any]
+    coco: CocoResult,
+    truth: GroundTruthTable,
+    found: DetectionTable,
+    out: Path | None,
+    *,
+    confusion_score: float,
+    about: dict[str, Any],
 ) -> Scores:
     voc = voc_metrics(truth, found)
-    if config.out is None:
+    if out is None:
         return Scores(coco, voc, [])
-    confusion = confusion_matrix(truth, found, score_threshold=config.confusion_score)
-    files = write_report(config.out, coco, voc, confusion, about={**about(config), **more})
-    return Scores(coco, voc, files)
+    confusion = confusion_matrix(truth, found, score_threshold=confusion_score)
+    return Scores(coco, voc, write_report(out, coco, voc, confusion, about=about))

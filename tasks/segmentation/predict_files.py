@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,29 +81,73 @@ def predict_files(
     """
     result = Predicted(out / MASKS)
     paths, read = open_images(images)
-    names = picture_names(paths)
-    files = [Files.named(out, name) for name in names]
-    refuse_to_overwrite(paths, [out / OVERVIEW, *(path for one in files for path in (one.picture, one.mask))])
-    refuse_to_replace_truth(out, files, segmenter.class_names)
-    overview, shown = Overview(), np.zeros(len(segmenter.class_names), np.int64)
+    folder = Folder(out, paths, segmenter.class_names, opacity=opacity)
     size = segmenter.images_per_batch(batch_size)
     for group in sample_groups(paths, read, size, skip_broken=skip_broken, broken=result.broken):
         samples = [sample.replace(mask=None) for _, sample in group]  # an index may have masks, of no use here
         found = segmenter.stream_samples(samples, batch_size=batch_size, probabilities=save_probabilities)
         for (position, sample), one in zip(group, found, strict=True):
-            picture = draw_mask(
-                sample.image, one.mask, opacity=opacity, background=background_of(one.class_names), outlined=True
-            )
-            counts = np.bincount(one.mask.ravel(), minlength=len(one.class_names))
-            write_files(files[position], picture, one, counts)
-            if not overview.is_full:
-                overview.add(picture)
-                shown += counts
-            result.drawn.append(files[position].picture)
-    if (sheet := overview.sheet()) is not None:
-        write_picture(out / OVERVIEW, with_legend(sheet, legend_of(shown, segmenter.class_names)))
-    write_atomically(out / CLASSES, _listed(segmenter.class_names))
+            result.drawn.append(folder.write(position, sample.image, one))
+    folder.finish()
     return result
+
+
+class Folder:
+    """What a prediction leaves of label maps: a picture and an index PNG of each image, overview.jpg, classes.txt."""
+
+    def __init__(self, out: Path, paths: Sequence[Path], class_names: Sequence[str], *, opacity: float) -> None:
+        """Choose the names of all files, and write none yet.
+
+        Args:
+            out: the folder.
+            paths: the images.
+            class_names: (K,), in the order of the labels.
+            opacity: how strongly classes are coloured, 0..1.
+
+        Raises:
+            UserError: an image or a mask that a person has drawn would be overwritten.
+        """
+        self.out, self.class_names, self.opacity = out, class_names, opacity
+        self.files = [Files.named(out, name) for name in picture_names(paths)]
+        written = [out / OVERVIEW, *(path for one in self.files for path in (one.picture, one.mask))]
+        refuse_to_overwrite(paths, written)
+        refuse_to_replace_truth(out, self.files, class_names)
+        self._overview, self._shown = Overview(), np.zeros(len(class_names), np.int64)
+
+    def write(
+        self, position: int, image: UInt8, found: Segmentation, draw: Callable[[UInt8], UInt8] | None = None
+    ) -> Path:
+        """Write what was found in the image at a position, and return the file of its picture.
+
+        Args:
+            position: in ``paths``.
+            image: RGB, (H, W, 3).
+            found: the label map, and the probabilities if they are to be written.
+            draw: returns the picture with something drawn over the classes.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        background = background_of(self.class_names)
+        picture = draw_mask(image, found.mask, opacity=self.opacity, background=background, outlined=True)
+        if draw is not None:
+            picture = draw(picture)
+        counts = np.bincount(found.mask.ravel(), minlength=len(self.class_names))
+        write_files(self.files[position], picture, found, counts)
+        if not self._overview.is_full:
+            self._overview.add(picture)
+            self._shown += counts
+        return self.files[position].picture
+
+    def finish(self) -> None:
+        """Write what there is one of: the overview and the names of the classes.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        if (sheet := self._overview.sheet()) is not None:
+            write_picture(self.out / OVERVIEW, with_legend(sheet, legend_of(self._shown, self.class_names)))
+        write_atomically(self.out / CLASSES, _listed(self.class_names))
 
 
 @dataclass(frozen=True)

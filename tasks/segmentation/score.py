@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def score_files(config: ScoreConfig) -> Scores:
         binary=config.binary_masks,
     )
     log.info("%d masks", found.num_images)
-    return _report(config, Scores(found.scores, found.boundary), {"images": found.num_images})
+    scores = Scores(found.scores, found.boundary)
+    return report(scores, config.out, about={**about(config), "images": found.num_images})
 
 
 def score_model(config: ScoreConfig) -> Scores:
@@ -90,7 +92,8 @@ def score_model(config: ScoreConfig) -> Scores:
     log.info("%d images, %.1f images a second from file to scored label map", len(index), speed)
     scores = Scores(evaluation.scores, evaluation.boundary, evaluation.calibration)
     as_used = {"image_size": segmenter.image_size, **asdict(segmenter.inference)}
-    return _report(config, scores, {**as_used, "images": len(index), "images_per_second": speed})
+    said = {**about(config), **as_used, "images": len(index), "images_per_second": speed}
+    return report(scores, config.out, about=said)
 
 
 def open_split(config: ScoreConfig, segmenter: Segmenter) -> SegmentationIndex:
@@ -108,19 +111,46 @@ def open_split(config: ScoreConfig, segmenter: Segmenter) -> SegmentationIndex:
         annotations=config.annotations,
         images=config.images,
     )
-    index = match_segmentation_classes(index, segmenter.class_names, config.model)
-    report = examine_masks({config.split: index}, skip_broken=config.skip_broken)
-    for line in report.lines():
+    return examined(index, segmenter.class_names, config.model, skip_broken=config.skip_broken)
+
+
+def examined(
+    index: SegmentationIndex, class_names: Sequence[str], source: object, *, skip_broken: bool
+) -> SegmentationIndex:
+    """Give a split the classes of a model, let the doctor look at it, and log what it found.
+
+    Args:
+        index: the split.
+        class_names: of the model.
+        source: the model's file, for the texts.
+        skip_broken: leave out images that cannot be read.
+
+    Raises:
+        UserError: the data cannot be used; the text names file and value.
+    """
+    index = match_segmentation_classes(index, class_names, source)
+    found = examine_masks({index.split: index}, skip_broken=skip_broken)
+    for line in found.lines():
         log.info("%s", line)
-    report.raise_errors()
-    return report.sound[config.split]
+    found.raise_errors()
+    return found.sound[index.split]
 
 
-def _report(config: ScoreConfig, scores: Scores, more: dict[str, Any]) -> Scores:
-    if config.out is None:
-        return scores
-    about: dict[str, Any] = {"classes": config.classes, "binary_masks": config.binary_masks}
+def about(config: ScoreConfig) -> dict[str, Any]:
+    """Return what the report says of its origin."""
+    said: dict[str, Any] = {"classes": config.classes, "binary_masks": config.binary_masks}
     for name in ("model", "dataset", "data_root", "split", "labels", "annotations", "images", "predictions"):
-        about[name] = None if getattr(config, name) is None else str(getattr(config, name))
-    files = write_report(config.out, scores.scores, scores.boundary, scores.calibration, about={**about, **more})
-    return Scores(scores.scores, scores.boundary, scores.calibration, files)
+        said[name] = None if getattr(config, name) is None else str(getattr(config, name))
+    return said
+
+
+def report(scores: Scores, out: Path | None, *, about: dict[str, Any]) -> Scores:
+    """Write scores down where a folder is named, and return them with the files.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    if out is None:
+        return scores
+    files = write_report(out, scores.scores, scores.boundary, scores.calibration, about=about)
+    return replace(scores, files=files)
