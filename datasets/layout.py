@@ -17,6 +17,13 @@ _COCO_TREE = """\
   train2017/000000000009.jpg ...
   val2017/000000000139.jpg ..."""
 _PANOPTIC_TREE = "  annotations/panoptic_train2017.json and panoptic_train2017/*.png   (for panoptic labels)"
+_VOC_BOTH_TREE = """\
+  VOCdevkit/VOC2012/               (or VOC2012/, or what is in it directly)
+    JPEGImages/2007_000032.jpg ...
+    Annotations/2007_000032.xml ...
+    SegmentationClass/2007_000032.png ...
+    ImageSets/Main/train.txt, val.txt
+    ImageSets/Segmentation/train.txt, val.txt"""
 _TREES = {
     ("voc", "detection"): """\
   VOCdevkit/VOC2012/               (or VOC2012/, or what is in it directly)
@@ -30,10 +37,12 @@ _TREES = {
     ImageSets/Segmentation/train.txt, val.txt""",
     ("coco", "detection"): _COCO_TREE,
     ("coco", "segmentation"): f"{_COCO_TREE}\n{_PANOPTIC_TREE}",
+    ("voc", "multitask"): _VOC_BOTH_TREE,
+    ("coco", "multitask"): f"{_COCO_TREE}\n{_PANOPTIC_TREE}",
 }
 """What a data root holds, by data set and task."""
 
-_TRAINERS = {"detection": "train_det.py", "segmentation": "train_seg.py"}
+_TRAINERS = {"detection": "train_det.py", "segmentation": "train_seg.py", "multitask": "train_multi.py"}
 
 
 def existing_folder(root: Path, what: str = "data root") -> Path:
@@ -60,7 +69,7 @@ def missing_data(name: str, root: Path, task: str, *, can_download: bool = True)
     Args:
         name: "voc" or "coco".
         root: the data root, as named or as ``default_root`` has it.
-        task: "detection" or "segmentation".
+        task: "detection", "segmentation" or "multitask".
         can_download: the tool itself has --download; else the text names the one that has.
     """
     if root.is_dir():

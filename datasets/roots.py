@@ -22,7 +22,7 @@ def ready_root(
     Args:
         name: "demo", "voc", "coco" or "folder".
         root: the folder that the user named; None is data/voc or data/coco, and for the demo set the cache.
-        task: "detection" or "segmentation", for how the folder must look.
+        task: "detection", "segmentation" or "multitask", for how the folder must look.
         download: fetch the official archives as far as they are not there yet.
         panoptic: with COCO's panoptic PNGs.
         can_download: the tool has --download, for the text.

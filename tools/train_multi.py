@@ -14,7 +14,8 @@ from effdense.tasks.multitask.config import MultitaskConfig
 
 DESCRIPTION = (
     "Train an EfficientDet and a segmentation decoder on one shared backbone, on one data set with boxes and masks or "
-    "on two with one of them each, evaluating as they learn. Settings come from --config FILE.yaml, then from the flags."
+    "on two with one of them each, evaluating as they learn. "
+    "Settings come from --config FILE.yaml, then from the flags."
 )
 
 

@@ -199,13 +199,13 @@ class MultitaskConfig(TrainingSettings):
             raise UserError("--freeze backbone detection segmentation leaves nothing to train: leave one of them out")
         if self.compare and self.freeze:
             raise UserError(
-                "--compare trains each task alone to compare with, which --freeze leaves no sense: give one"
+                "--compare trains each task alone beside this run, which --freeze makes no sense of: give one"
             )
         if self.balance == "gradnorm" and not self.gradients_every:
             raise UserError("--balance gradnorm works with measured gradients: give --gradients-every 1 or more")
         if self.balance != "fixed" and len(self.active) < 2:
             raise UserError(
-                f"--balance {self.balance} weighs two tasks, but --freeze leaves one to train: leave it out"
+                f"--balance {self.balance} weighs two tasks, --freeze leaves one to train: leave one out"
             )
         if self.balance == "gradnorm" and "backbone" in self.freeze:
             raise UserError("--balance gradnorm balances gradients on the backbone, which --freeze backbone takes away")
