@@ -162,17 +162,24 @@ class DetectionIndex:
         """
         position = range(len(self))[position]
         image = read_rgb(self.path(position), stated_size(self.sizes_hw, position))
-        rows = slice(int(self.offsets[position]), int(self.offsets[position + 1]))
         size_hw = (image.shape[0], image.shape[1])
-        return Sample(
+        sample = Sample(
             image=image,
+            image_id=int(self.image_ids[position]),
+            original_size_hw=size_hw,
+            resized_size_hw=size_hw,
+        )
+        return self.annotated(sample, position)
+
+    def annotated(self, sample: Sample, position: int) -> Sample:
+        """Return a sample of the image at a position with its objects; the image must be in the boxes' pixels."""
+        rows = slice(int(self.offsets[position]), int(self.offsets[position + 1]))
+        return sample.replace(
             boxes_xyxy=self.boxes_xyxy[rows].copy(),
             labels=self.labels[rows].copy(),
             crowd=self.crowd[rows].copy(),
             difficult=self.difficult[rows].copy(),
-            image_id=int(self.image_ids[position]),
-            original_size_hw=size_hw,
-            resized_size_hw=size_hw,
+            has_boxes=True,
         )
 
     def select(self, positions: Sequence[int] | npt.NDArray[Any]) -> DetectionIndex:
