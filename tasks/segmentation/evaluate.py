@@ -120,7 +120,7 @@ def evaluate(
     rank, world_size = place()
     positions = iter(range(rank, len(index), world_size))
     loader = eval_loader(
-        _Images(index),
+        ImagesAlone(index),
         segmenter.transform,
         batch_size=segmenter.images_per_batch(batch_size),
         workers=workers,
@@ -135,7 +135,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Images:
+class ImagesAlone:
     """The images of an index without their masks, which are compared in their own size and need no transform."""
 
     index: SegmentationIndex
