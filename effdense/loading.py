@@ -12,6 +12,7 @@ from effdense.model_header import read_header
 _LOADERS = {
     "detection": ("effdense.tasks.detection.predict", "load_detector"),
     "segmentation": ("effdense.tasks.segmentation.predict", "load_segmenter"),
+    "multitask": ("effdense.tasks.multitask.predict", "load_multitask"),
 }
 
 
@@ -22,8 +23,9 @@ def load(path: str | Path) -> Any:
         path: a .safetensors file that effdense wrote.
 
     Returns:
-        What the file's task predicts with: a `effdense.tasks.detection.predict.Detector` or a
-        `effdense.tasks.segmentation.predict.Segmenter`.
+        What the file's task predicts with: a `effdense.tasks.detection.predict.Detector`, a
+        `effdense.tasks.segmentation.predict.Segmenter` or a `effdense.tasks.multitask.predict.Multitask`, which does
+        both and has ``.detector`` and ``.segmenter``.
 
     Raises:
         UserError: there is no such file, or it is no model of effdense.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from effdense.backbones.statistics import Triple, triple
 from effdense.errors import UserError, nearest
+from effdense.model_parts import DETECTION, SEGMENTATION
 from effdense.training.checkpoint import save_model
 
 if TYPE_CHECKING:
@@ -98,9 +99,13 @@ def recorded_statistics(header: Mapping[str, Any]) -> tuple[Triple, Triple] | No
 
 def recorded_backbone(header: Mapping[str, Any]) -> str | None:
     """Return the name of the backbone in a model file of effdense, where the file says it."""
-    model = header.get("model")
-    name = model.get("backbone") if isinstance(model, Mapping) else None
-    return name if isinstance(name, str) else None
+    parts = [header, *(header.get(task) for task in (DETECTION, SEGMENTATION))]  # a multitask file says it in its parts
+    for part in parts:
+        model = part.get("model") if isinstance(part, Mapping) else None
+        name = model.get("backbone") if isinstance(model, Mapping) else None
+        if isinstance(name, str):
+            return name
+    return None
 
 
 def save_backbone(backbone: Backbone, path: str | Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
+from torch import Tensor
 
 from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, as_sample
 from effdense.errors import UserError
 from effdense.model_header import read_header
+from effdense.model_parts import DETECTION, SEGMENTATION, described, lacks_part, part_of
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
 from effdense.tasks.detection.postprocess import postprocess
 from effdense.tasks.detection.specs import spec_from_dict
@@ -21,7 +23,7 @@ from effdense.training.checkpoint import read_tensors, save_model
 from effdense.transforms import eval_transform, mean_fill
 from effdense.types import Batch, Detections, Sample
 
-TASK = "detection"
+TASK = DETECTION
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Detector:
         image_size: side of the square that images are fitted into, in pixels.
         selection: which boxes become detections.
         header: what the file says of itself: how it was trained and how it scored.
+        source: where it came from, in words for an error.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Detector:
         category_ids: Sequence[int] | None = None,
         selection: Selection | None = None,
         header: dict[str, Any] | None = None,
+        source: str = "this model",
     ) -> None:
         self.model = model.eval()
         self.class_names = tuple(class_names)
@@ -69,12 +73,27 @@ class Detector:
         self.image_size = image_size
         self.selection = selection or Selection()
         self.header = header or {}
+        self.source = source
         self.transform = eval_transform((image_size, image_size), fill=mean_fill(model.backbone.mean))
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.model.parameters()).device
+
+    @property
+    def detector(self) -> Detector:
+        """Itself: what `effdense.load` returns has a detector, be it a detector or a multitask model."""
+        return self
+
+    @property
+    def segmenter(self) -> NoReturn:
+        """Of a multitask model only.
+
+        Raises:
+            UserError: always; it names the file, and how it gets a segmentation head.
+        """
+        raise lacks_part(self.source, TASK, SEGMENTATION)
 
     def to(self, device: torch.device | str) -> Detector:
         """Move the network and return the detector."""
@@ -103,6 +122,7 @@ class Detector:
             category_ids=self.category_ids,
             selection=selection or self.selection,
             header=self.header,
+            source=self.source,
         )
 
     def predict(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 8) -> Any:
@@ -135,8 +155,19 @@ class Detector:
             One Detections an image, in pixels of the original image.
         """
         batch = batch.to(self.device)
-        size_hw = (batch.images.shape[-2], batch.images.shape[-1])
         class_logits, box_codes = self.model(batch.images)
+        return self.from_outputs(batch, class_logits, box_codes)
+
+    @torch.inference_mode()
+    def from_outputs(self, batch: Batch, class_logits: Tensor, box_codes: Tensor) -> list[Detections]:
+        """Return what the network's outputs say, as `detect` does.
+
+        Args:
+            batch: that the network saw, where it is.
+            class_logits: (B, A, K).
+            box_codes: (B, A, 4).
+        """
+        size_hw = (batch.images.shape[-2], batch.images.shape[-1])
         boxes, scores, labels, counts = postprocess(
             class_logits,
             box_codes,
@@ -174,17 +205,18 @@ class Detector:
 def load_detector(path: Path) -> Detector:
     """Read a detector that `Detector.save` or a training run wrote; needs nothing else and downloads nothing.
 
+    Of a multitask file, its detector is read.
+
     Raises:
-        UserError: the file is no detector, or its tensors do not fit its header.
+        UserError: the file holds no detector, or its tensors do not fit its header.
     """
-    header = read_header(path)
-    if header.get("task") != TASK:
-        raise UserError(f"{path} is a model for {header.get('task')}, not for {TASK}")
+    whole = read_header(path)
+    header, state = part_of(path, whole, read_tensors(path), TASK)
     try:
         preprocessing, class_names = header["preprocessing"], header["class_names"]
         model = create_efficientdet(spec_from_dict(header["model"]), len(class_names))
         model.backbone.set_statistics(preprocessing["mean"], preprocessing["std"])
-        load_complete(model, read_tensors(path), source=str(path))
+        load_complete(model, state, source=str(path))
         return Detector(
             model.to(memory_format=torch.channels_last),
             class_names,
@@ -192,6 +224,7 @@ def load_detector(path: Path) -> Detector:
             category_ids=header["category_ids"],
             selection=Selection(**header["selection"]),
             header=header,
+            source=described(path, whole),
         )
     except UserError:
         raise

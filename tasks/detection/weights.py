@@ -22,6 +22,7 @@ from effdense.backbones.registry import resolve_backbone
 from effdense.backbones.sources import PROBE_SECONDS, why_unreachable
 from effdense.backbones.weights import load_complete, read_model_state, recorded_statistics
 from effdense.errors import UserError
+from effdense.model_parts import DETECTION, MULTITASK, part_of
 from effdense.tasks.detection.coco_names import COCO_ROWS, coco_id
 from effdense.tasks.detection.specs import SPECS, EfficientDetSpec
 
@@ -77,12 +78,15 @@ class DetectorFile:
 
 
 def read_weights(path: str | Path) -> DetectorFile:
-    """Read a safetensors or weights-only torch file.
+    """Read a safetensors or weights-only torch file; of a multitask model, the detector.
 
     Raises:
         UserError: if it cannot be read; where it looks like a mistyped word for a source, the message lists those.
     """
-    return DetectorFile(str(path), *read_model_state(path, _WORDS))
+    state, header = read_model_state(path, _WORDS)
+    if header.get("task") == MULTITASK:
+        header, state = part_of(path, header, state, DETECTION)
+    return DetectorFile(str(path), state, header)
 
 
 def load_detector(
@@ -112,7 +116,7 @@ def load_detector(
     if class_names is not None and _is_published(file, state, spec):
         difference = _choose_coco_rows(state, file, spec, class_names)
     else:
-        difference = _class_difference(model, file, state, spec, class_names)
+        difference = class_difference(model, file, state, spec, class_names)
     if difference and not replace_head:
         raise UserError(
             f"{difference}; ask for a new head (--replace-head) to keep all but the last layer of the class head"
@@ -156,7 +160,7 @@ def _choose_coco_rows(
     return ""
 
 
-def _class_difference(
+def class_difference(
     model: EfficientDet,
     file: DetectorFile,
     state: Mapping[str, Tensor],

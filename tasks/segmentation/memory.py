@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from effdense.errors import UserError
 
-_PROBE = 128
+PROBE = 128
 """Side of the image that a forward pass is measured on, in pixels."""
 
 _WORKSPACE = 1.8
@@ -88,8 +88,47 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
+class ForwardMemory:
+    """Whether a model's forward passes fit, asked for no more often than it has to be."""
+
+    def __init__(self, model: nn.Module, probe: int = PROBE):
+        """Begin with nothing known.
+
+        Args:
+            model: takes uint8 images (B, 3, H, W).
+            probe: as for `forward_bytes`.
+        """
+        self.model = model
+        self.probe = probe
+        self._estimates: dict[tuple[int, int, int, int], int] = {}  # bytes of a forward pass, by shape of its images
+        self._bytes_that_fit = 0
+
+    def forget(self) -> None:
+        """Begin anew, as on another device."""
+        self._estimates.clear()
+        self._bytes_that_fit = 0
+
+    def require(
+        self, shape: tuple[int, int, int, int], device: torch.device, what: str, advice: str, more: int = 0
+    ) -> None:
+        """Refuse a forward pass over images of a shape (B, 3, H, W) that does not fit, beside ``more`` bytes.
+
+        No more than fitted once is not asked for again: a process keeps what it has freed, and the system counts that
+        as taken.
+
+        Raises:
+            UserError: as `require_memory`, whose other arguments these are.
+        """
+        if shape not in self._estimates:
+            self._estimates[shape] = forward_bytes(self.model, shape, device, self.probe)
+        needed = self._estimates[shape] + more
+        if needed > self._bytes_that_fit:
+            require_memory(needed, device, what, advice)
+            self._bytes_that_fit = needed
+
+
 @torch.inference_mode()
-def forward_bytes(model: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> int:
+def forward_bytes(model: nn.Module, shape: tuple[int, int, int, int], device: torch.device, probe: int = PROBE) -> int:
     """Estimate the memory of a forward pass, weights aside, from one on a small image.
 
     Modules are watched as they run: the most bytes of their inputs and outputs that are alive at one time, times the
@@ -99,9 +138,10 @@ def forward_bytes(model: nn.Module, shape: tuple[int, int, int, int], device: to
         model: takes uint8 images (B, 3, H, W).
         shape: of the images, (B, 3, H, W).
         device: where the model is.
+        probe: side of the small image, in pixels, where ``shape`` is larger; one that the model takes.
     """
     batch, channels, height, width = shape
-    side_hw = (min(_PROBE, height), min(_PROBE, width))
+    side_hw = (min(probe, height), min(probe, width))
     images = torch.zeros((1, channels, *side_hw), dtype=torch.uint8, device=device)
     live = _LiveBytes()
     handles = [module.register_forward_hook(live.watch) for module in model.modules()]

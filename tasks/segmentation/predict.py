@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, as_sample
 from effdense.errors import UserError
 from effdense.model_header import read_header
+from effdense.model_parts import DETECTION, SEGMENTATION, described, lacks_part, part_of
 from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.label_maps import LogitRows, WholeRows, segmentation_of
-from effdense.tasks.segmentation.memory import forward_bytes, memory_errors_explained, require_memory
+from effdense.tasks.segmentation.memory import ForwardMemory, memory_errors_explained
 from effdense.tasks.segmentation.model import SegmentationModel, model_from_spec
 from effdense.tasks.segmentation.specs import spec_from_dict
 from effdense.tasks.segmentation.windows import WindowRows
@@ -26,7 +27,7 @@ from effdense.training.checkpoint import read_tensors, save_model
 from effdense.transforms import Compose, Resize, Transform, eval_transform, mean_fill
 from effdense.types import Batch, Sample, Segmentation, UInt8
 
-TASK = "segmentation"
+TASK = SEGMENTATION
 
 
 class Segmenter:
@@ -38,6 +39,7 @@ class Segmenter:
         image_size: side of the square that whole images are fitted into, in pixels.
         inference: as a whole or through a window, once or in several views.
         header: what the file says of itself: how it was trained and how it scored.
+        source: where it came from, in words for an error.
         transform: what brings a Sample to what `segment` expects.
     """
 
@@ -49,15 +51,16 @@ class Segmenter:
         image_size: int,
         inference: Inference | None = None,
         header: dict[str, Any] | None = None,
+        source: str = "this model",
     ) -> None:
         self.model = model.eval()
         self.class_names = tuple(class_names)
         self.image_size = image_size
         self.inference = inference or Inference()
         self.header = header or {}
+        self.source = source
         self._fill = mean_fill(model.backbone.mean)
-        self._estimates: dict[tuple[int, int, int, int], int] = {}  # bytes of a forward pass, by shape of its images
-        self._bytes_that_fit = 0
+        self._memory = ForwardMemory(model)
         self.transform: Transform = Compose(()) if self.inference.resizes_itself else self._fitting(1.0)
 
     @property
@@ -65,11 +68,24 @@ class Segmenter:
         """Where the network is."""
         return next(self.model.parameters()).device
 
+    @property
+    def segmenter(self) -> Segmenter:
+        """Itself: what `effdense.load` returns has a segmenter, be it a segmenter or a multitask model."""
+        return self
+
+    @property
+    def detector(self) -> NoReturn:
+        """Of a multitask model only.
+
+        Raises:
+            UserError: always; it names the file, and how it gets a detection head.
+        """
+        raise lacks_part(self.source, TASK, DETECTION)
+
     def to(self, device: torch.device | str) -> Segmenter:
         """Move the network and return the segmenter."""
         self.model.to(device)
-        self._estimates.clear()
-        self._bytes_that_fit = 0
+        self._memory.forget()
         return self
 
     def with_model(self, model: SegmentationModel) -> Segmenter:
@@ -107,6 +123,7 @@ class Segmenter:
             image_size=image_size or self.image_size,
             inference=inference or self.inference,
             header=self.header,
+            source=self.source,
         )
 
     def images_per_batch(self, batch_size: int) -> int:
@@ -180,13 +197,36 @@ class Segmenter:
         Raises:
             UserError: something does not fit into memory.
         """
-        sizes_hw = [(height, width) for height, width in batch.original_sizes_hw.tolist()]
         every: Iterable[list[LogitRows]]
         if self.inference.resizes_itself:
             every = (self._views_of(image, batch_size) for image in batch.images)
         else:
             every = self._views_of_batch(batch)
-        for views, size_hw in zip(every, sizes_hw, strict=True):
+        yield from self._label_maps(every, batch, probabilities, confidence)
+
+    @torch.inference_mode()
+    def from_logits(
+        self, batch: Batch, logits: Tensor, *, probabilities: bool = False, confidence: bool = False
+    ) -> Iterator[Segmentation]:
+        """Yield what the network's logits of a batch of whole images say, as `stream` does for one view.
+
+        Args:
+            batch: that the network saw: fitted squares, of which `transform` makes one an image.
+            logits: (B, K, H, W).
+            probabilities: as for `stream`.
+            confidence: as for `stream`.
+
+        Raises:
+            UserError: a label map does not fit into memory.
+        """
+        every = ([rows] for rows in _contents(logits, _sizes(batch.resized_sizes_hw), ()))
+        yield from self._label_maps(every, batch, probabilities, confidence)
+
+    def _label_maps(
+        self, every: Iterable[list[LogitRows]], batch: Batch, probabilities: bool, confidence: bool
+    ) -> Iterator[Segmentation]:
+        """Yield the label map of each image of a batch from its logits in every view."""
+        for views, size_hw in zip(every, _sizes(batch.original_sizes_hw), strict=True):
             with memory_errors_explained(*self._label_map_in_words(size_hw)):
                 found = segmentation_of(
                     views, size_hw, self.class_names, probabilities=probabilities, confidence=confidence
@@ -196,7 +236,7 @@ class Segmenter:
     def _views_of_batch(self, batch: Batch) -> list[list[LogitRows]]:
         """Return the logits of each image of a batch of fitted squares, in every view."""
         images = batch.images.to(self.device)
-        contents_hw = [(height, width) for height, width in batch.resized_sizes_hw.tolist()]
+        contents_hw = _sizes(batch.resized_sizes_hw)
         views = [self._whole(images, contents_hw, view.flipped) for view in self.inference.views]
         return [list(one) for one in zip(*views, strict=True)]
 
@@ -232,9 +272,7 @@ class Segmenter:
             images = images.clone()
             for image, (height, width) in zip(images, contents_hw, strict=True):
                 image[:, :height, :width] = image[:, :height, :width].flip(flipped)
-        logits = self._forward(images)
-        contents = [one[:, :height, :width] for one, (height, width) in zip(logits, contents_hw, strict=True)]
-        return [WholeRows(content.flip(flipped) if flipped else content) for content in contents]
+        return _contents(self._forward(images), contents_hw, flipped)
 
     def _windows(self, scene: Tensor, flipped: tuple[int, ...], batch_size: int) -> LogitRows:
         """Return the logits of a scene (3, h, w) under the sliding window."""
@@ -250,29 +288,17 @@ class Segmenter:
             batch_size=batch_size,
         )
         kept = 4 * len(self.class_names) * scene.shape[2] * window * len(self.inference.views)
-        self._require_memory((rows.most_at_once, 3, window, window), kept)
+        shape = (rows.most_at_once, 3, window, window)
+        self._memory.require(shape, self.device, *self._in_words(shape), more=kept)
         return rows
 
     def _forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K, H, W) of images (B, 3, H, W)."""
         shape = (images.shape[0], 3, images.shape[2], images.shape[3])
-        self._require_memory(shape)
+        self._memory.require(shape, self.device, *self._in_words(shape))
         with memory_errors_explained(*self._in_words(shape)):
             logits: Tensor = self.model(images)
         return logits
-
-    def _require_memory(self, shape: tuple[int, int, int, int], more: int = 0) -> None:
-        """Refuse a forward pass that does not fit, beside ``more`` bytes.
-
-        No more than fitted once is not asked for again: a process keeps what it has freed, and the system counts that
-        as taken.
-        """
-        if shape not in self._estimates:
-            self._estimates[shape] = forward_bytes(self.model, shape, self.device)
-        needed = self._estimates[shape] + more
-        if needed > self._bytes_that_fit:
-            require_memory(needed, self.device, *self._in_words(shape))
-            self._bytes_that_fit = needed
 
     def _in_words(self, shape: tuple[int, int, int, int]) -> tuple[str, str]:
         """Return what runs, and what to change where it is too large."""
@@ -306,25 +332,26 @@ class Segmenter:
 def load_segmenter(path: Path) -> Segmenter:
     """Read a segmenter that `Segmenter.save` or a training run wrote; needs nothing else and downloads nothing.
 
+    Of a multitask file, its segmenter is read; it looks at images as a whole.
+
     Raises:
-        UserError: the file is no segmenter, or its tensors do not fit its header.
+        UserError: the file holds no segmenter, or its tensors do not fit its header.
     """
-    header = read_header(path)
-    if header.get("task") != TASK:
-        raise UserError(f"{path} is a model for {header.get('task')}, not for {TASK}")
+    whole = read_header(path)
+    header, state = part_of(path, whole, read_tensors(path), TASK)
     try:
-        segmenter = _from_header(header)
+        segmenter = _from_header(header, described(path, whole))
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(
             f"the header of {path} is damaged or of another version of effdense ({reason}); train or save it again"
         ) from error
-    load_complete(segmenter.model, read_tensors(path), source=str(path))
+    load_complete(segmenter.model, state, source=str(path))
     segmenter.model.to(memory_format=torch.channels_last)
     return segmenter
 
 
-def _from_header(header: dict[str, Any]) -> Segmenter:
+def _from_header(header: dict[str, Any], source: str) -> Segmenter:
     """Return a segmenter as the header describes it, with random weights."""
     preprocessing, class_names = header["preprocessing"], header["class_names"]
     model = model_from_spec(spec_from_dict(header["model"]), len(class_names))
@@ -335,4 +362,16 @@ def _from_header(header: dict[str, Any]) -> Segmenter:
         image_size=int(preprocessing["image_size"]),
         inference=Inference(**header["inference"]),
         header=header,
+        source=source,
     )
+
+
+def _sizes(sizes_hw: Tensor) -> list[tuple[int, int]]:
+    """Return heights and widths (B, 2) as pairs of numbers."""
+    return [(height, width) for height, width in sizes_hw.tolist()]
+
+
+def _contents(logits: Tensor, contents_hw: Sequence[tuple[int, int]], flipped: tuple[int, ...]) -> list[LogitRows]:
+    """Return the logits (B, K, S, S) of the content of each image, which lies at the top left, flipped back."""
+    contents = [one[:, :height, :width] for one, (height, width) in zip(logits, contents_hw, strict=True)]
+    return [WholeRows(content.flip(flipped) if flipped else content) for content in contents]

@@ -13,6 +13,7 @@ from torch import Tensor
 from effdense.backbones.registry import resolve_backbone
 from effdense.backbones.weights import load_complete, read_model_state, recorded_backbone, recorded_statistics
 from effdense.errors import UserError
+from effdense.model_parts import MULTITASK, SEGMENTATION, part_of
 from effdense.tasks.segmentation.specs import SegmentationSpec
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("effdense")
 
-TASK = "segmentation"
+TASK = SEGMENTATION
 
 CLASS_OUTPUTS = ("head.0.", "head.predict.", "auxiliary.predict.")
 """Prefixes of the only weights that depend on the number of classes: smp's heads, BiFPN's, the auxiliary head."""
@@ -56,22 +57,31 @@ class WeightsFile:
             "encoder.model.conv_stem.weight" in self.state
         )
 
-    def is_segmenter(self, arch: str) -> bool:
-        """Return whether a whole model of this architecture is in it; weights without a header pass for any."""
+    def is_segmenter(self, arch: str, *, on_pyramid: bool = False) -> bool:
+        """Return whether a whole model of this architecture is in it; weights without a header pass for any.
+
+        Args:
+            arch: of the model that is to be filled.
+            on_pyramid: whether that model reads a detector's pyramid.
+        """
         model = self.header.get("model")
         if "task" in self.header and isinstance(model, Mapping):
-            return self.header["task"] == TASK and model.get("arch") == arch
+            fits = model.get("arch") == arch and (model.get("pyramid") is not None) == on_pyramid
+            return self.header["task"] == TASK and fits
         ours = all(any(name.startswith(part) for name in self.state) for part in ("backbone.", "decoder.", "head."))
         return ours or self.is_smp
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Read a safetensors or weights-only torch file.
+    """Read a safetensors or weights-only torch file; of a multitask model, the segmenter.
 
     Raises:
         UserError: if it cannot be read; where it looks like a mistyped word for a source, the message lists those.
     """
-    return WeightsFile(str(path), *read_model_state(path, _WORDS))
+    state, header = read_model_state(path, _WORDS)
+    if header.get("task") == MULTITASK:
+        header, state = part_of(path, header, state, TASK)
+    return WeightsFile(str(path), state, header)
 
 
 def load_segmenter(
@@ -100,7 +110,7 @@ def load_segmenter(
     _check_backbone(file, spec)
     own = model.state_dict()
     state = from_smp(file.state, own) if file.is_smp else dict(file.state)
-    difference = _class_difference(model, file, state, class_names)
+    difference = class_difference(model, file, state, class_names)
     if difference and not replace_head:
         raise UserError(f"{difference}; ask for a new head (--replace-head) to keep all but the last layer of the head")
     if difference:
@@ -160,7 +170,7 @@ def _with_auxiliary_of(model: SegmentationModel, state: dict[str, Tensor], sourc
     return state | {name: value for name, value in model.state_dict().items() if name.startswith(_AUXILIARY)}
 
 
-def _class_difference(
+def class_difference(
     model: SegmentationModel,
     file: WeightsFile,
     state: Mapping[str, Tensor],
