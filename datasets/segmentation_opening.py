@@ -67,14 +67,34 @@ def open_segmentation(
         UserError: unknown name, arguments that do not go together, nothing such in the folder, masks that look binary
             and are not said to be, or unusable files.
     """
-    _check_arguments(name, root, labels, annotations, images)
-    _check_mask_arguments(name, classes, binary)
+    check_segmentation_arguments(
+        name, root, classes=classes, binary=binary, labels=labels, annotations=annotations, images=images
+    )
     if name == "coco":
         return _open_coco(root, split, labels, annotations, images)
     if name == "demo":
         return _open_demo(root, split)
     assert root is not None
     return _open_mask_files(name, root, split, classes, binary)
+
+
+def check_segmentation_arguments(
+    name: str,
+    root: Path | None,
+    *,
+    classes: Sequence[str] | None = None,
+    binary: bool = False,
+    labels: Labels = "auto",
+    annotations: Path | None = None,
+    images: Path | None = None,
+) -> None:
+    """See that the arguments of `open_segmentation` go together; looks at no file.
+
+    Raises:
+        UserError: they do not, or the name is unknown.
+    """
+    _check_arguments(name, root, labels, annotations, images)
+    _check_mask_arguments(name, classes, binary)
 
 
 def available_segmentation_splits(name: str, root: Path | None, *, labels: Labels = "auto") -> list[str]:
