@@ -188,7 +188,8 @@ def peak_bytes(run: Callable[[], object], models: Sequence[nn.Module], device: t
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return int(torch.cuda.max_memory_allocated(device)) - elsewhere
-    with LiveBytes() as live:
+    live = LiveBytes()
+    with live:
         run()
     return weight_bytes(models) + live.most
 

@@ -119,7 +119,7 @@ def train(config: MultitaskConfig, folder: Path, *, resume: bool = False) -> Pat
         board.close()
     save_figure(plot_training(folder / METRICS), folder / CURVES)
     if config.compare:
-        compare(config, folder / BEST)
+        compare(config, folder / BEST, run.data, len(run.loader))
     return folder / BEST
 
 
@@ -212,7 +212,7 @@ def losses_of(run: Run, model: MultitaskModel, batch: Batch) -> dict[str, Tensor
     norms: dict[str, float] = {}
     if run.shared and gradients_due(run):
         tasks = {task: losses[task] for task in TASKS if task in losses}
-        norms = backbone_gradient_norms(tasks, run.shared, run.learner.precision)
+        norms = backbone_gradient_norms(tasks, run.shared, run.learner.precision.scaler)
         run.balance.observe(norms, {task: float(loss.detach()) for task, loss in tasks.items()})
     total = run.balance.total({task: losses[task] for task in run.config.active if task in losses})
     measured = {f"gradient_{task}": torch.tensor(norm) for task, norm in norms.items()}
