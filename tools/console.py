@@ -89,3 +89,15 @@ def show_scores(scores: Scores) -> None:
     for note in scores.coco.notes:
         console.print(note, markup=False)
     _show_files(console, scores.files)
+
+
+def show_comparison(report: Path) -> None:
+    """Print what a compare.json says: both tasks alone and together, and in words what sharing costs."""
+    from effdense.tasks.multitask.transfer import read_transfer
+
+    console = _console()
+    table, sentences = read_transfer(report)
+    console.print(table)
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False)
+    _show_files(console, [report.with_suffix(".md"), report])
