@@ -24,7 +24,8 @@ class NonFiniteLossError(UserError):
 class LossMeter:
     """Sums each loss term over an epoch and stops the run when one is not finite.
 
-    Reading a loss waits for the GPU, so the terms are kept on the device and read every ``every`` steps.
+    Reading a loss waits for the GPU, so the terms are kept on the device and read every ``every`` steps. A step need
+    not have every term; the mean of a term is over the steps that had it.
 
     Args:
         every: steps between two reads; 1 on a CPU, where reading is free.
@@ -33,7 +34,7 @@ class LossMeter:
     def __init__(self, every: int = 1) -> None:
         self.every = every
         self.sums: dict[str, float] = {}
-        self.steps = 0
+        self.steps: dict[str, int] = {}
         self._waiting: list[tuple[int, tuple[int, ...], dict[str, torch.Tensor]]] = []
 
     def add(self, step: int, image_ids: tuple[int, ...], losses: dict[str, torch.Tensor]) -> None:
@@ -48,21 +49,20 @@ class LossMeter:
         Raises:
             NonFiniteLossError: naming step, image ids and every term.
         """
-        if not self._waiting:
-            return
-        names = list(self._waiting[0][2])
-        table = torch.stack([torch.stack([losses[name].float() for name in names]) for _, _, losses in self._waiting])
-        for (step, image_ids, _), row in zip(self._waiting, table.tolist(), strict=True):
-            if not all(math.isfinite(value) for value in row):
-                terms = ", ".join(f"{name} {value:g}" for name, value in zip(names, row, strict=True))
+        waiting = [value.float() for _, _, losses in self._waiting for value in losses.values()]
+        values = iter(torch.stack(waiting).tolist() if waiting else [])  # all at once: the device waits once
+        for step, image_ids, losses in self._waiting:
+            row = {name: next(values) for name in losses}
+            if not all(math.isfinite(value) for value in row.values()):
+                terms = ", ".join(f"{name} {value:g}" for name, value in row.items())
                 raise NonFiniteLossError(
                     f"the loss is not finite at step {step} ({terms}; image ids {list(image_ids)}): "
                     "lower --lr, raise --warmup-epochs, or look at those images; the files of the run are as the last "
                     "finished epoch left them"
                 )
-            for name, value in zip(names, row, strict=True):
+            for name, value in row.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
-            self.steps += 1
+                self.steps[name] = self.steps.get(name, 0) + 1
         self._waiting.clear()
 
     def means(self) -> dict[str, float]:
@@ -72,16 +72,16 @@ class LossMeter:
 
     def known_means(self) -> dict[str, float]:
         """Return the mean of each term as far as it was read already, without waiting for the device."""
-        return {name: value / max(1, self.steps) for name, value in self.sums.items()}
+        return {name: value / self.steps[name] for name, value in self.sums.items()}
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs."""
         self.read()
-        return {"sums": dict(self.sums), "steps": self.steps}
+        return {"sums": dict(self.sums), "steps": dict(self.steps)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        self.sums, self.steps = dict(state["sums"]), state["steps"]
+        self.sums, self.steps = dict(state["sums"]), dict(state["steps"])
 
 
 class MetricsFile:

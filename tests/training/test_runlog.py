@@ -57,6 +57,42 @@ def test_a_meter_goes_on_from_a_saved_state_as_if_never_stopped() -> None:
     assert second.means() == whole.means()
 
 
+def _missing_some(step: int) -> dict[str, torch.Tensor]:
+    """Boxes in every second step, masks in every third, none at all in step 1."""
+    terms = {"box": step % 2 == 0, "mask": step % 3 == 0}
+    return {name: torch.tensor(float(step)) for name, there in terms.items() if there}
+
+
+@pytest.mark.parametrize("every", [1, 2, 100])
+def test_the_mean_of_a_term_is_over_the_steps_that_had_it(every: int) -> None:
+    meter = LossMeter(every)
+    assert meter.means() == {}
+    for step in range(7):
+        meter.add(step, (step,), _missing_some(step))
+    assert meter.means() == {"box": (0 + 2 + 4 + 6) / 4, "mask": (0 + 3 + 6) / 3}
+
+
+def test_a_meter_with_terms_missing_goes_on_from_a_saved_state() -> None:
+    whole, first, second = LossMeter(), LossMeter(), LossMeter()
+    for step in range(9):
+        whole.add(step, (), _missing_some(step))
+        if step < 4:
+            first.add(step, (), _missing_some(step))
+    second.restore(first.state())
+    for step in range(4, 9):
+        second.add(step, (), _missing_some(step))
+    assert second.means() == whole.means()
+    assert second.state() == whole.state()
+
+
+def test_a_step_that_lacks_terms_is_named_with_those_that_it_has() -> None:
+    meter = LossMeter(3)
+    meter.add(0, (1,), {"box": torch.tensor(0.5)})
+    meter.add(1, (2,), {"mask": torch.tensor(math.nan)})
+    with pytest.raises(NonFiniteLossError, match=r"at step 1 \(mask nan; image ids \[2\]\)"):
+        meter.add(2, (3,), {"box": torch.tensor(0.5), "mask": torch.tensor(0.5)})
+
+
 def test_metrics_are_one_strict_json_object_a_line(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     metrics.append({"epoch": 1, "AP": 0.5})
