@@ -1,8 +1,8 @@
-"""From an index of labelled images to batches: samples by epoch and position, the sampler, the loaders.
+"""From an index of labelled images to batches: samples by epoch and position, the loaders.
 
-What is drawn for an image is a function of the seed, the epoch and the position of the image in its index, and of
-nothing else: not of the worker that happens to load it, of how many there are, of the batch size, or of what was drawn
-before. So a resumed run sees what an uninterrupted one would have seen.
+What is drawn for an image is a function of the seed, the epoch, the position of the image in its index and of how many
+times it came before in that epoch, and of nothing else: not of the worker that happens to load it, of how many there
+are, of the batch size, or of what was drawn before. So a resumed run sees what an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from effdense.datasets.collate import collate
+from effdense.datasets.sampling import BalancedSampler, Composition, EpochSampler, Key, checked_seed
 from effdense.errors import UserError
 from effdense.transforms import Transform
-from effdense.types import Batch, Sample
+from effdense.types import Batch, Bool, Sample
 
-Key = tuple[int, int]
-"""An epoch and the position of an image in its index."""
-
-_ORDER, _IMAGE = 1, 2
+_IMAGE = 2
+"""Tells what is drawn for an image from what is drawn for an order."""
 
 
 class SampleSource(Protocol):
@@ -39,8 +37,22 @@ class SampleSource(Protocol):
         ...
 
 
+class LabelSource(SampleSource, Protocol):
+    """An index whose images carry boxes, a mask or both."""
+
+    @property
+    def has_boxes(self) -> Bool:
+        """Which images have boxes, be they none, (n,)."""
+        ...
+
+    @property
+    def has_masks(self) -> Bool:
+        """Which images have a mask, (n,)."""
+        ...
+
+
 class SampleData(Dataset[Sample]):
-    """Transformed samples of an index, addressed by (epoch, position)."""
+    """Transformed samples of an index, addressed by (epoch, position) or (epoch, position, draw)."""
 
     def __init__(self, index: SampleSource, transform: Transform, seed: int = 0) -> None:
         """Hold index and transform.
@@ -50,89 +62,23 @@ class SampleData(Dataset[Sample]):
         """
         self.index = index
         self.transform = transform
-        self.seed = _checked_seed(seed)
+        self.seed = checked_seed(seed)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return the sample that this epoch makes of the image at this position.
+        """Return the sample that this epoch makes of the image at this position, another at each draw.
 
         Raises:
             UserError: the image cannot be read; the message names its file.
         """
-        epoch, position = key
+        epoch, position, *draw = key
         try:
             sample = self.index.sample(position)
         except OSError as error:
             raise UserError(f"image {position} of the data set cannot be read: {error}") from error
-        return self.transform(sample, np.random.default_rng((self.seed, epoch, position, _IMAGE)))
-
-
-class EpochSampler(Sampler[Key]):
-    """Yields (epoch, position), in an order that is a function of the seed and the epoch.
-
-    Each pass is one epoch and moves on to the next by itself, so that forgetting ``set_epoch`` cannot repeat an epoch's
-    augmentations; ``set_epoch`` is for resuming. In a distributed run each rank takes every world_size-th position.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-        equal_length: bool = True,
-    ) -> None:
-        """Start before epoch 0.
-
-        Args:
-            num_images: length of the index.
-            seed: decides the order of every epoch.
-            shuffle: a new order each epoch; else the order of the index.
-            rank: this process, 0..world_size - 1.
-            world_size: processes of the run.
-            equal_length: give every rank as many images as the others, by repeating some; a gradient needs it, an
-                evaluation must not have it.
-
-        Raises:
-            UserError: no image at all, or a negative seed.
-        """
-        if num_images < 1:
-            raise UserError("there is no image to load: the data set is empty")
-        assert 0 <= rank < world_size
-        self.num_images = num_images
-        self.seed = _checked_seed(seed)
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
-        self.equal_length = equal_length
-        self.epoch = 0
-        self.start = 0
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Say which epoch the next pass is, and how many of this rank's images it leaves out at its beginning."""
-        self.epoch = epoch
-        self.start = start
-
-    def __len__(self) -> int:
-        """Count the images of a whole pass of this rank."""
-        if self.equal_length:
-            return -(-self.num_images // self.world_size)
-        return len(range(self.rank, self.num_images, self.world_size))
-
-    def __iter__(self) -> Iterator[Key]:
-        """Return the keys of this epoch, and make the next pass the next epoch."""
-        epoch, start = self.epoch, self.start
-        self.set_epoch(epoch + 1)
-        order: npt.NDArray[np.int64] = np.arange(self.num_images)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch, 0, _ORDER)).permutation(self.num_images)
-        if self.equal_length:
-            order = np.resize(order, len(self) * self.world_size)
-        return iter([(epoch, position) for position in order[self.rank :: self.world_size][start:].tolist()])
+        return self.transform(sample, np.random.default_rng((self.seed, epoch, position, _IMAGE, *draw)))
 
 
 class BatchLoader:
@@ -144,7 +90,7 @@ class BatchLoader:
     def __init__(
         self,
         data: SampleData,
-        sampler: EpochSampler,
+        sampler: EpochSampler | BalancedSampler,
         *,
         batch_size: int,
         workers: int,
@@ -248,6 +194,48 @@ def train_loader(
     return BatchLoader(data, sampler, batch_size=batch_size, workers=workers, device=device, drop_last=drop_last)
 
 
+def balanced_train_loader(
+    index: LabelSource,
+    transform: Transform,
+    *,
+    batch_size: int,
+    mask_share: float = 0.5,
+    workers: int = 0,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[BatchLoader, Composition]:
+    """Return shuffled batches that have images of both labels, as `BalancedSampler` draws them, and of how many.
+
+    Where every image has the same labels, be it both or one, there is nothing to balance: the batches are those of
+    `train_loader`.
+
+    Args:
+        index: the images.
+        transform: augments each sample, all to one size.
+        batch_size: images per batch.
+        mask_share: share of a batch that is drawn for its masks, above 0 and below 1; has no effect where there is
+            nothing to balance.
+        workers: worker processes; 0 loads in this one, with the same result.
+        seed: decides order and augmentation of every epoch.
+        device: where the batches will go; for a CUDA device they come in page-locked memory.
+
+    Raises:
+        UserError: an empty index, a value out of range, or batches of one image where there is something to balance.
+    """
+    has_boxes, has_masks = index.has_boxes, index.has_masks
+    if all(has.all() or not has.any() for has in (has_boxes, has_masks)):
+        loader = train_loader(index, transform, batch_size=batch_size, workers=workers, seed=seed, device=device)
+        size = min(batch_size, len(index))
+        composition = Composition(
+            batch_size=size, boxes=size * bool(has_boxes.any()), masks=size * bool(has_masks.any())
+        )
+        return loader, composition
+    sampler = BalancedSampler(has_boxes, has_masks, batch_size=batch_size, mask_share=mask_share, seed=seed)
+    data = SampleData(index, transform, seed)
+    loader = BatchLoader(data, sampler, batch_size=batch_size, workers=workers, device=device, drop_last=True)
+    return loader, sampler.composition
+
+
 def eval_loader(
     index: SampleSource,
     transform: Transform,
@@ -302,9 +290,3 @@ class _Batches:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _checked_seed(seed: int) -> int:
-    if seed < 0:
-        raise UserError(f"the seed is a whole number from 0 on, got {seed}")
-    return seed
