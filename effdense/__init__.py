@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from effdense.backbones.registry import create_backbone as create_backbone
     from effdense.backbones.registry import list_backbones as list_backbones
     from effdense.backbones.specs import compound_scaling as compound_scaling
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from effdense.types import Sample as Sample
     from effdense.types import Segmentation as Segmentation
 
+    create_multitask: Callable[..., Any]  # known by name alone: the core imports no task
+
 _WHERE = {
     "Batch": "effdense.types",
     "Detections": "effdense.types",
@@ -29,6 +33,7 @@ _WHERE = {
     "Segmentation": "effdense.types",
     "compound_scaling": "effdense.backbones.specs",
     "create_backbone": "effdense.backbones.registry",
+    "create_multitask": "effdense.tasks.multitask.model",
     "list_backbones": "effdense.backbones.registry",
     "load": "effdense.loading",
 }
@@ -42,6 +47,7 @@ __all__ = [
     "__version__",
     "compound_scaling",
     "create_backbone",
+    "create_multitask",
     "list_backbones",
     "load",
 ]

@@ -85,6 +85,40 @@ class BiFPN(nn.Module):
         return fused
 
 
+class FinerLevel(nn.Module):
+    """One level below a pyramid that is there already: its finest level, brought up, fused with a map of that size.
+
+    The last step of a BiFPN's top-down pass (arXiv 1911.09070, figure 3), for a head that reads finer maps than the
+    pyramid has, such as P2 below the P3 to P7 of a detector.
+
+    Attributes:
+        channels: of the map that comes out.
+    """
+
+    def __init__(self, in_channels: int, channels: int, fusion: str = "fastattn", act: str = "silu"):
+        """Build the level.
+
+        Args:
+            in_channels: of the backbone's feature map.
+            channels: of the pyramid, and of the map that comes out.
+            fusion: as the pyramid's.
+            act: as the pyramid's.
+        """
+        super().__init__()
+        self.channels = channels
+        self.lateral = _lateral(in_channels, channels)
+        self.node = _Node(2, channels, fusion, act)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                init_glorot_uniform(module)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Map the backbone's (B, C, h, w) and the pyramid's (B, channels, h / 2, w / 2) to (B, channels, h, w)."""
+        lateral = self.lateral(fine)
+        fused: Tensor = self.node([lateral, resize_like(coarse, lateral)])
+        return fused
+
+
 class _Cell(nn.Module):
     """One two-way pass over all levels.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effdense.necks.bifpn import BiFPN
+from effdense.necks.bifpn import BiFPN, FinerLevel
 from effdense.necks.separable import SeparableConv, activation, batch_norm, init_fan_in_normal
 
 LEVELS = 6
@@ -39,6 +39,28 @@ class BiFPNDecoder(nn.Module):
         """Map the backbone's features, finest first, to P2 (B, channels, h, w); maps finer than P2 are left aside."""
         levels: list[Tensor] = self.pyramid(features)
         return levels[0]
+
+
+class DetectorPyramidDecoder(nn.Module):
+    """P2 below the pyramid of an EfficientDet: what one backbone and one BiFPN serve both tasks with."""
+
+    def __init__(self, pyramid: BiFPN, finest: FinerLevel):
+        """Put the parts together.
+
+        Args:
+            pyramid: over P3 and coarser levels.
+            finest: from the backbone's map of P2's size and from P3 to P2.
+        """
+        super().__init__()
+        self.channels = finest.channels
+        self.pyramid = pyramid
+        self.finest = finest
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Map the backbone's features, finest first, to P2 (B, channels, h, w)."""
+        levels: list[Tensor] = self.pyramid(features)
+        p2: Tensor = self.finest(features[-self.pyramid.num_inputs - 1], levels[0])
+        return p2
 
 
 class BiFPNHead(nn.Module):

@@ -23,14 +23,17 @@ from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPl
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import nn
 
-from effdense.tasks.segmentation.bifpn_head import BiFPNDecoder, BiFPNHead
-from effdense.tasks.segmentation.specs import Architecture
+from effdense.necks.bifpn import BiFPN, FinerLevel
+from effdense.tasks.segmentation.bifpn_head import BiFPNDecoder, BiFPNHead, DetectorPyramidDecoder
+from effdense.tasks.segmentation.specs import Architecture, PyramidSpec
 
 _STEPS_UP = (256, 128, 64, 32, 16)
 """Channels of the five steps up in Unet, UnetPlusPlus and MAnet."""
 
-_ASPP = {"out_channels": 256, "atrous_rates": (12, 24, 36), "aspp_dropout": 0.5}
-"""Atrous spatial pyramid pooling in both DeepLabs."""
+_SMP_RATES = (12, 24, 36)
+_RATES_AT_32 = (3, 6, 9)
+"""Atrous rates of both DeepLabs: smp's at strides 8 and 16. The paper halves them where the stride doubles: (12, 24,
+36) at 8, (6, 12, 18) at 16 (arXiv 1706.05587, section 4.2); at 32, where nothing is dilated, they are halved again."""
 
 # From channels (the image's 3 first, 0 for a level that is not read) and output stride to a decoder.
 _Builder = Callable[[list[int], int], nn.Module]
@@ -42,14 +45,8 @@ _BUILDERS: dict[str, tuple[_Builder, int, int]] = {
     "linknet": (lambda channels, _: LinknetDecoder(channels), 32, 1),
     "fpn": (lambda channels, _: FPNDecoder(channels), 128, 1),
     "pspnet": (lambda channels, _: PSPDecoder(channels), 512, 3),
-    "deeplabv3": (lambda channels, _: DeepLabV3Decoder(channels[-1], aspp_separable=False, **_ASPP), 256, 1),
-    "deeplabv3plus": (
-        lambda channels, stride: DeepLabV3PlusDecoder(
-            channels, len(channels) - 1, output_stride=stride, aspp_separable=True, **_ASPP
-        ),
-        256,
-        1,
-    ),
+    "deeplabv3": (lambda channels, stride: _deeplabv3(channels, stride), 256, 1),
+    "deeplabv3plus": (lambda channels, stride: _deeplabv3plus(channels, stride), 256, 1),
     "pan": (lambda channels, _: PANDecoder(channels, len(channels) - 1, decoder_channels=32), 32, 3),
     "upernet": (lambda channels, _: UPerNetDecoder(channels), 256, 1),
     "segformer": (lambda channels, _: SegformerDecoder(channels), 256, 1),
@@ -60,7 +57,11 @@ _LEFT_AS_PYTORCH_MAKES_THEM = ("deeplabv3", "deeplabv3plus")
 
 
 def build_decoder(
-    arch: Architecture, channels: Sequence[int], strides: Sequence[int], num_classes: int
+    arch: Architecture,
+    channels: Sequence[int],
+    strides: Sequence[int],
+    num_classes: int,
+    pyramid: PyramidSpec | None = None,
 ) -> tuple[nn.Module, nn.Module]:
     """Build a decoder and its head, with random weights by smp's own rule.
 
@@ -69,6 +70,7 @@ def build_decoder(
         channels: of the backbone's feature maps, finest first.
         strides: of the same maps, dilation counted; the last one is the output stride.
         num_classes: K.
+        pyramid: of the detector whose levels ``bifpn`` reads; None is a pyramid of its own.
 
     Returns:
         The decoder, which takes one map (or None) for each halving of the image, and the head, which enlarges its
@@ -76,8 +78,13 @@ def build_decoder(
     """
     factor = arch.upsampling(strides[-1])
     if arch.name == "bifpn":
-        bifpn = BiFPNDecoder(channels[-len(arch.strides) :], strides[-len(arch.strides) :])
-        return bifpn, BiFPNHead(bifpn.channels, num_classes, upsampling=factor)
+        read = len(arch.strides)
+        if pyramid is None:
+            bifpn: nn.Module = BiFPNDecoder(channels[-read:], strides[-read:])
+        else:
+            bifpn = _below_detector(channels[-read:], strides[-read:], pyramid)
+        act = "silu" if pyramid is None else pyramid.act
+        return bifpn, BiFPNHead(bifpn.channels, num_classes, upsampling=factor, act=act)  # type: ignore[arg-type]
     build, width, kernel_size = _BUILDERS[arch.name]
     unread = arch.depth - len(channels)
     decoder = build([3, *[0] * unread, *channels], strides[-1])
@@ -86,3 +93,28 @@ def build_decoder(
         initialize_decoder(decoder)
         initialize_head(head)
     return decoder, head
+
+
+def _deeplabv3(channels: list[int], stride: int) -> nn.Module:
+    decoder: nn.Module = DeepLabV3Decoder(channels[-1], 256, _rates(stride), aspp_separable=False, aspp_dropout=0.5)
+    return decoder
+
+
+def _deeplabv3plus(channels: list[int], stride: int) -> nn.Module:
+    known = min(stride, 16)  # smp's has no 32
+    decoder: nn.Module = DeepLabV3PlusDecoder(
+        channels, len(channels) - 1, 256, _rates(stride), known, aspp_separable=True, aspp_dropout=0.5
+    )
+    if stride == 32:
+        decoder.up = nn.Upsample(scale_factor=8, mode="bilinear", align_corners=True)  # to stride 4, as smp's is
+    return decoder
+
+
+def _rates(stride: int) -> tuple[int, int, int]:
+    return _RATES_AT_32 if stride == 32 else _SMP_RATES
+
+
+def _below_detector(channels: Sequence[int], strides: Sequence[int], spec: PyramidSpec) -> DetectorPyramidDecoder:
+    """P2 below a BiFPN over P3 and coarser, made as a detector's."""
+    pyramid = BiFPN(channels[1:], strides[1:], spec.levels, spec.channels, spec.repeats, spec.fusion, spec.act)
+    return DetectorPyramidDecoder(pyramid, FinerLevel(channels[0], spec.channels, spec.fusion, spec.act))

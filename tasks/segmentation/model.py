@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from effdense.backbones.backbone import Backbone
 from effdense.errors import UserError
 from effdense.tasks.segmentation.decoders import build_decoder
-from effdense.tasks.segmentation.specs import ARCHITECTURES, Architecture, SegmentationSpec, choose_spec
+from effdense.tasks.segmentation.specs import ARCHITECTURES, Architecture, PyramidSpec, SegmentationSpec, choose_spec
 from effdense.tasks.segmentation.weights import load_segmenter, read_weights
 from effdense.types import IGNORE_INDEX
 
@@ -34,6 +34,9 @@ class SegmentationModel(nn.Module):
     Attributes:
         spec: the constants that it was made with, or None where it was put together by hand.
         num_classes: K.
+        depth: how many times the backbone halves the image, dilation left aside.
+        least_cells: rows and columns that the coarsest level must have.
+        norm_stride: of the coarsest map that BatchNorm follows.
     """
 
     def __init__(
@@ -69,9 +72,9 @@ class SegmentationModel(nn.Module):
         self.auxiliary = auxiliary
         self.num_classes = num_classes
         self.spec: SegmentationSpec | None = None
-        self._unread = [None] * (depth - len(backbone.strides))
-        self._least_cells = least_cells
-        self._norm_stride = backbone.strides[-1] if norm_stride is None else norm_stride
+        self.depth = depth
+        self.least_cells = least_cells
+        self.norm_stride = backbone.strides[-1] if norm_stride is None else norm_stride
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W), RGB in 0..255, to class logits (B, K, H, W).
@@ -81,7 +84,7 @@ class SegmentationModel(nn.Module):
         """
         x = self._prepared(images)
         features = self.backbone.features(x)
-        decoded = self.decoder([x, *self._unread, *features])
+        decoded = decode(self.decoder, x, features, self.depth)
         return _cropped(self.head(decoded), images)
 
     def training_outputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -95,11 +98,10 @@ class SegmentationModel(nn.Module):
         """
         x = self._prepared(images)
         features = self.backbone.features(x)
-        decoded = self.decoder([x, *self._unread, *features])
+        decoded = decode(self.decoder, x, features, self.depth)
         outputs = {"logits": _cropped(self.head(decoded), images)}
         if self.auxiliary is not None:
-            coarse = self.auxiliary(features[-2])
-            outputs["auxiliary"] = _cropped(F.interpolate(coarse, size=x.shape[-2:], mode="bilinear"), images)
+            outputs["auxiliary"] = _cropped(auxiliary_logits(self.auxiliary, features, x), images)
         return outputs
 
     def check_batch(self, num_images: int, size_hw: tuple[int, int]) -> None:
@@ -112,12 +114,7 @@ class SegmentationModel(nn.Module):
         Raises:
             UserError: a single image that leaves BatchNorm one value to learn from.
         """
-        if num_images == 1 and max(size_hw) <= self._norm_stride:
-            raise UserError(
-                f"training on one image of {size_hw[1]} x {size_hw[0]} pixels leaves BatchNorm in "
-                f"{self.spec.arch if self.spec else 'this model'} one value to learn from: give a larger --batch-size, "
-                "and as many images"
-            )
+        check_batch(num_images, size_hw, self.norm_stride, self.spec.arch if self.spec else "this model")
 
     def _prepared(self, images: Tensor) -> Tensor:
         """Normalise images and pad them with zeros, which are the mean, to a size that the parts take."""
@@ -131,9 +128,43 @@ class SegmentationModel(nn.Module):
         """Return a height or width, in pixels, in whole cells of the coarsest level, and as many as are needed."""
         stride = self.backbone.strides[-1]
         cells = (size + stride - 1) // stride
-        if self._least_cells > 1:
-            cells = torch.sym_max(cells, self._least_cells)  # type: ignore[assignment]  # for an exporter, a symbol
+        if self.least_cells > 1:
+            cells = torch.sym_max(cells, self.least_cells)  # type: ignore[assignment]  # for an exporter, a symbol
         return cells * stride
+
+
+def decode(decoder: nn.Module, x: Tensor, features: Sequence[Tensor], depth: int) -> Tensor:
+    """Run a decoder on what a backbone yields.
+
+    Args:
+        decoder: takes ``depth`` + 1 maps, of which the finer ones that the backbone does not yield are None.
+        x: the normalised images that the features were made of.
+        features: the levels that the decoder reads, finest first.
+        depth: how many times the backbone halves the image, dilation left aside.
+
+    Returns:
+        The decoder's one map (B, C, h, w).
+    """
+    decoded: Tensor = decoder([x, *[None] * (depth - len(features)), *features])
+    return decoded
+
+
+def auxiliary_logits(auxiliary: nn.Module, features: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Return the auxiliary head's logits (B, K, H, W), of the size of ``x``, from the last level but one."""
+    return F.interpolate(auxiliary(features[-2]), size=x.shape[-2:], mode="bilinear")
+
+
+def check_batch(num_images: int, size_hw: tuple[int, int], norm_stride: float, name: str) -> None:
+    """See that a batch is enough for a network to train on; the arguments are as in `SegmentationModel`.
+
+    Raises:
+        UserError: a single image that leaves BatchNorm one value to learn from.
+    """
+    if num_images == 1 and max(size_hw) <= norm_stride:
+        raise UserError(
+            f"training on one image of {size_hw[1]} x {size_hw[0]} pixels leaves BatchNorm in {name} one value to "
+            "learn from: give a larger --batch-size, and as many images"
+        )
 
 
 class AuxiliaryHead(nn.Module):
@@ -176,6 +207,7 @@ def create_segmentation_model(
     replace_head: bool = False,
     class_names: Sequence[str] | None = None,
     offline: bool = False,
+    pyramid: PyramidSpec | None = None,
 ) -> SegmentationModel:
     """Make a segmentation model by name.
 
@@ -191,6 +223,7 @@ def create_segmentation_model(
         replace_head: leave the layers that know the classes untrained where the weights are for other classes.
         class_names: what the classes are called; a file that says other names is refused without ``replace_head``.
         offline: never look for weights on the network.
+        pyramid: the detector's pyramid below which ``bifpn`` works, as in a model of both tasks; default is its own.
 
     Raises:
         UserError: for an unknown name, a stride that the architecture does not take, or weights that cannot be had or
@@ -199,7 +232,14 @@ def create_segmentation_model(
     if not 1 <= num_classes <= IGNORE_INDEX:
         raise UserError(f"a segmentation model has 1 to {IGNORE_INDEX} classes; got {num_classes}")
     name = backbone.name if isinstance(backbone, Backbone) else backbone
-    spec = choose_spec(arch, name, output_stride=output_stride, auxiliary=auxiliary, drop_path_rate=drop_path_rate)
+    spec = choose_spec(
+        arch,
+        name,
+        output_stride=output_stride,
+        auxiliary=auxiliary,
+        drop_path_rate=drop_path_rate,
+        pyramid=pyramid,
+    )
     file = None if weights in BACKBONE_WEIGHTS else read_weights(weights)
     whole = file is not None and file.is_segmenter(spec.arch)
     if replace_head and not whole:
@@ -226,6 +266,7 @@ def model_from_spec(spec: SegmentationSpec, num_classes: int) -> SegmentationMod
         output_stride=spec.output_stride,
         drop_path_rate=spec.drop_path_rate,
         auxiliary=spec.auxiliary,
+        pyramid=spec.pyramid,
     )
 
 
@@ -246,7 +287,7 @@ def _create_backbone(spec: SegmentationSpec, weights: str, offline: bool) -> Bac
 def _assemble(spec: SegmentationSpec, num_classes: int, backbone: Backbone) -> SegmentationModel:
     arch = ARCHITECTURES[spec.arch]
     _check_backbone(arch, spec.output_stride, backbone)
-    decoder, head = build_decoder(arch, backbone.channels, backbone.strides, num_classes)
+    decoder, head = build_decoder(arch, backbone.channels, backbone.strides, num_classes, spec.pyramid)
     model = SegmentationModel(
         backbone,
         decoder,
@@ -254,7 +295,7 @@ def _assemble(spec: SegmentationSpec, num_classes: int, backbone: Backbone) -> S
         num_classes,
         depth=arch.depth,
         least_cells=arch.least_cells,
-        norm_stride=arch.norm_stride,
+        norm_stride=spec.pyramid.norm_stride if spec.pyramid else arch.norm_stride,
         auxiliary=AuxiliaryHead(backbone.channels[-2], num_classes) if spec.auxiliary else None,
     )
     model.spec = spec

@@ -63,8 +63,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("linknet", "Chaurasia and Culurciello, arXiv 1707.03718"),
         Architecture("fpn", "Kirillov et al., arXiv 1901.02446", _FROM_4, decoder_stride=4),
         Architecture("pspnet", "Zhao et al., arXiv 1612.01105", (4, 8), 8, (8,), 8),
-        Architecture("deeplabv3", "Chen et al., arXiv 1706.05587", _FROM_4, 8, (8, 16), None, 1, _POOLED),
-        Architecture("deeplabv3plus", "Chen et al., arXiv 1802.02611", _FROM_4, 16, (8, 16), 4, 1, _POOLED),
+        Architecture("deeplabv3", "Chen et al., arXiv 1706.05587", _FROM_4, 8, (8, 16, 32), None, 1, _POOLED),
+        Architecture("deeplabv3plus", "Chen et al., arXiv 1802.02611", _FROM_4, 16, (8, 16, 32), 4, 1, _POOLED),
         Architecture("pan", "Li et al., arXiv 1805.10180", _FROM_4, 16, (16, 32), 4, 8, _POOLED),
         Architecture("upernet", "Xiao et al., arXiv 1807.10221", _FROM_4, 32, (8, 16, 32), 4, 1, _POOLED),
         Architecture("segformer", "Xie et al., arXiv 2105.15203", output_strides=(8, 16, 32), decoder_stride=4),
@@ -72,6 +72,30 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 """The twelve architectures by name; all but bifpn are segmentation_models_pytorch's, with its defaults."""
+
+
+@dataclass(frozen=True)
+class PyramidSpec:
+    """The BiFPN of an EfficientDet, P3 and coarser, that a ``bifpn`` model reads in place of one of its own.
+
+    Attributes:
+        channels: of every level.
+        repeats: how many times the two-way fusion is applied.
+        levels: of the pyramid; five are P3 to P7.
+        fusion: ``"fastattn"`` or ``"sum"``.
+        act: ``"silu"`` or ``"relu6"``.
+    """
+
+    channels: int
+    repeats: int
+    levels: int
+    fusion: str
+    act: str
+
+    @property
+    def norm_stride(self) -> int:
+        """Stride of the coarsest level, each of which BatchNorm follows."""
+        return 1 << (self.levels + 2)
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,7 @@ class SegmentationSpec:
         output_stride: of the backbone's coarsest level.
         auxiliary: whether an auxiliary head is trained beside the decoder.
         drop_path_rate: stochastic depth of the backbone when training.
+        pyramid: with ``bifpn``, the detector's pyramid below which it works; None is one of its own, P2 to P7.
     """
 
     arch: str
@@ -91,6 +116,7 @@ class SegmentationSpec:
     output_stride: int
     auxiliary: bool = False
     drop_path_rate: float = 0.0
+    pyramid: PyramidSpec | None = None
 
 
 def get_architecture(name: str) -> Architecture:
@@ -115,17 +141,20 @@ def choose_spec(
     output_stride: int | None = None,
     auxiliary: bool = False,
     drop_path_rate: float = 0.0,
+    pyramid: PyramidSpec | None = None,
 ) -> SegmentationSpec:
     """Return the constants of a model, with the architecture's own output stride where none is given.
 
     Raises:
-        UserError: the architecture is unknown, or does not take this output stride.
+        UserError: the architecture is unknown, does not take this output stride, or reads no pyramid.
     """
     known = get_architecture(arch)
     stride = known.output_stride if output_stride is None else output_stride
     if stride not in known.output_strides:
         raise UserError(f"output_stride is {stride}; {known.name} takes {' or '.join(map(str, known.output_strides))}")
-    return SegmentationSpec(known.name, backbone, stride, auxiliary, drop_path_rate)
+    if pyramid is not None and known.name != "bifpn":
+        raise UserError(f"{known.name} reads no detector's pyramid; bifpn does")
+    return SegmentationSpec(known.name, backbone, stride, auxiliary, drop_path_rate, pyramid)
 
 
 def spec_from_dict(values: dict[str, Any]) -> SegmentationSpec:
@@ -152,4 +181,17 @@ def spec_from_dict(values: dict[str, Any]) -> SegmentationSpec:
         output_stride=values["output_stride"],
         auxiliary=values["auxiliary"],
         drop_path_rate=float(rate),
+        pyramid=_pyramid_from(values.get("pyramid")),
     )
+
+
+def _pyramid_from(values: Any) -> PyramidSpec | None:
+    if values is None:
+        return None
+    kinds = {"channels": int, "repeats": int, "levels": int, "fusion": str, "act": str}
+    if not isinstance(values, dict) or values.keys() != kinds.keys():
+        raise UserError(f"pyramid of a segmentation model is {values!r}; it must give {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if type(values[name]) is not kind:
+            raise UserError(f"{name} of a pyramid is {values[name]!r}; it must be of type {kind.__name__}")
+    return PyramidSpec(**values)
