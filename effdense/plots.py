@@ -115,25 +115,29 @@ def draw_confusion(counts: Int64, names: Sequence[str], *, predicted: str, title
     return figure
 
 
-def plot_training(metrics_file: Path | str, *, losses: Sequence[str], scores: Mapping[str, str]) -> Figure:
+def plot_training(
+    metrics_file: Path | str,
+    *,
+    losses: Sequence[str],
+    scores: Mapping[str, str],
+    more: Mapping[str, Mapping[str, str]] | None = None,
+) -> Figure:
     """Draw a run's losses, scores and learning rate over its epochs.
 
     Args:
         metrics_file: metrics.jsonl, one JSON object an epoch.
         losses: keys drawn as losses, those that the file has.
         scores: keys drawn as scores in 0..1, and what each is called; the epoch in which the first was best is marked.
+        more: further panels, below: titles, and for each the keys that are drawn and what each is called.
 
     Raises:
         UserError: the file cannot be read, or a line of it is not a JSON object.
     """
     records = read_json_lines(Path(metrics_file))
-    figure = new_figure(12.0, 3.8)
-    panels = figure.subplots(1, 3)
-    _draw_keys(panels[0], records, {term: term for term in losses})
-    panels[0].set_title("loss")
-    values = np.concatenate([np.zeros(0), *(_series(records, term)[1] for term in losses)])
-    if len(values) and values.min() > 0 and values.max() > 20 * values.min():
-        panels[0].set_yscale("log")
+    rows = 1 + -(-len(more or {}) // 3)
+    figure = new_figure(12.0, 3.8 * rows)
+    panels = figure.subplots(rows, 3).reshape(-1)
+    _draw_positive(panels[0], records, {term: term for term in losses}, "loss")
     _draw_keys(panels[1], records, scores)
     panels[1].set(title="validation", ylim=(0, 1))
     for key, name in list(scores.items())[:1]:
@@ -141,7 +145,20 @@ def plot_training(metrics_file: Path | str, *, losses: Sequence[str], scores: Ma
     _draw_keys(panels[2], records, {"lr": "learning rate"})
     panels[2].set_title("learning rate")
     panels[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    for panel, (title, names) in zip(panels[3:], (more or {}).items(), strict=False):
+        _draw_positive(panel, records, names, title)
+    for panel in panels[3 + len(more or {}) :]:
+        panel.set_axis_off()
     return figure
+
+
+def _draw_positive(axes: Axes, records: list[dict[str, Any]], names: Mapping[str, str], title: str) -> None:
+    """Draw what may range over orders of magnitude: on a logarithmic axis, where it does."""
+    _draw_keys(axes, records, names)
+    axes.set_title(title)
+    values = np.concatenate([np.zeros(0), *(_series(records, key)[1] for key in names)])
+    if len(values) and values.min() > 0 and values.max() > 20 * values.min():
+        axes.set_yscale("log")
 
 
 def _series(records: list[dict[str, Any]], key: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -167,7 +184,7 @@ def _draw_keys(axes: Axes, records: list[dict[str, Any]], names: Mapping[str, st
             color = colors[position] if position < len(colors) else PALE
             axes.plot(epochs, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=name)
             drawn += 1
-    if drawn > 1:
+    if drawn and len(names) > 1:
         axes.legend(fontsize=8, frameon=False)
     if not drawn:
         say(axes, "nothing recorded")

@@ -42,6 +42,16 @@ class PredictSettings:
             raise UserError(f"batch_size is {self.batch_size}, expected 1 or more")
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse a share that is none.
+
+    Raises:
+        UserError: the value is not between 0 and 1.
+    """
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} is {value}, expected a number between 0 and 1")
+
+
 def ignored_predict_settings(config: PredictSettings) -> dict[str, str]:
     """Return the settings that the chosen combination would ignore, each with the reason."""
     return {"split": "no --dataset is given"} if config.dataset == "none" else {}

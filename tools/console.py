@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from effdense.tasks.detection.score import Scores
+    from effdense.tasks.multitask.score import Scores as MultitaskScores
     from effdense.tasks.segmentation.score import Scores as SegmentationScores
 
 
@@ -49,7 +50,8 @@ def show_training_result(best: Path, shown: Mapping[str, str]) -> None:
     scored = [record for record in records if record.get(deciding) is not None]
     if scored:
         top = max(scored, key=lambda record: record[deciding])
-        print(f"best epoch {top['epoch']}: " + ", ".join(f"{name} {top[key]:.4f}" for key, name in shown.items()))
+        scores = [f"{name} {top[key]:.4f}" for key, name in shown.items() if top.get(key) is not None]
+        print(f"best epoch {top['epoch']}: {', '.join(scores)}")
     print(f"model: {best}")
 
 
@@ -101,3 +103,11 @@ def show_comparison(report: Path) -> None:
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
     _show_files(console, [report.with_suffix(".md"), report])
+
+
+def show_multitask_scores(scores: MultitaskScores) -> None:
+    """Print the tables of both tasks, one after the other, each with what was written."""
+    if scores.detection is not None:
+        show_scores(scores.detection)
+    if scores.segmentation is not None:
+        show_segmentation_scores(scores.segmentation)

@@ -17,6 +17,7 @@ from effdense.config_flags import asks_help, flag
 from effdense.errors import UserError
 from effdense.prediction import PredictSettings
 from effdense.tasks.detection import predict_config as detection
+from effdense.tasks.multitask import predict_config as multitask
 from effdense.tasks.segmentation import predict_config as segmentation
 
 DESCRIPTION = "Run a trained model on image files and folders, or on a split of a data set; leaves a picture of each. "
@@ -63,6 +64,17 @@ def segment(config: segmentation.PredictConfig) -> None:
     print(f"label maps: {result.masks}")
 
 
+def do_both(config: multitask.PredictConfig) -> None:
+    """Detect objects and label pixels in one pass, and say what was written."""
+    from effdense.tasks.multitask.predict_files import run_prediction
+
+    result = run_prediction(config)
+    print(f"{len(result.drawn)} images, {result.objects} objects drawn in {config.out}")
+    _say_broken(result.broken)
+    print(f"detections: {result.results}")
+    print(f"label maps: {result.masks}")
+
+
 def _say_broken(broken: Sequence[Path]) -> None:
     if broken:
         print(f"{len(broken)} images left out because they cannot be read")
@@ -84,6 +96,14 @@ TASKS = {
         segmentation.ignored_settings,
         segment,
         "A segmentation model leaves masks/ too, with the label map of each image as an index PNG.",
+    ),
+    "multitask": Task(
+        "a multitask model",
+        "multitask models",
+        multitask.PredictConfig,
+        multitask.ignored_settings,
+        do_both,
+        "A multitask model leaves both, and pictures with boxes over the classes of the pixels.",
     ),
 }
 """By what a model's header calls its task."""

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from effdense.errors import UserError
-from effdense.prediction import PredictSettings, ignored_predict_settings
+from effdense.prediction import PredictSettings, check_share, ignored_predict_settings
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,7 @@ class PredictConfig(PredictSettings):
 
     def __post_init__(self) -> None:
         PredictSettings.__post_init__(self)
-        if not 0 <= self.draw_above <= 1:
-            raise UserError(f"draw_above is {self.draw_above}, expected a number between 0 and 1")
+        check_share("draw_above", self.draw_above)
 
 
 def ignored_settings(config: PredictConfig) -> dict[str, str]:

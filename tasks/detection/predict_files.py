@@ -22,6 +22,7 @@ from effdense.datasets.prediction_files import (
 from effdense.drawing import draw_detections
 from effdense.files import write_atomically
 from effdense.pictures import write_picture
+from effdense.prediction import PredictSettings
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.predict import Detector, load_detector
 from effdense.tasks.detection.predict_config import PredictConfig
@@ -134,6 +135,16 @@ def left_of(paths: Sequence[Path], broken: Sequence[Path]) -> list[Path]:
     return [path for path in paths if path not in left_out]
 
 
+def open_split(settings: PredictSettings, class_names: Sequence[str]) -> DetectionIndex:
+    """Return the images of the split that is named, with its image ids, and its category ids of a model's classes.
+
+    Raises:
+        UserError: there is no such data set, or it has classes that the model does not know.
+    """
+    index = open_dataset(settings.dataset, root_of(settings, "detection"), settings.split)
+    return match_classes(index, class_names, settings.model)
+
+
 def run_prediction(config: PredictConfig) -> Predicted:
     """Do what the settings say.
 
@@ -145,8 +156,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     if config.dataset == "none":
         images = find_images(config.images, config.out)
     else:
-        index = open_dataset(config.dataset, root_of(config, "detection"), config.split)
-        images = match_classes(index, detector.class_names, config.model)
+        images = open_split(config, detector.class_names)
     return predict_files(
         detector,
         images,

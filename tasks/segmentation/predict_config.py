@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from effdense.errors import UserError
-from effdense.prediction import PredictSettings, ignored_predict_settings
+from effdense.prediction import PredictSettings, check_share, ignored_predict_settings
 from effdense.tasks.segmentation.inference import Inference
 
 
@@ -39,8 +39,7 @@ class PredictConfig(PredictSettings):
 
     def __post_init__(self) -> None:
         PredictSettings.__post_init__(self)
-        if not 0 <= self.opacity <= 1:
-            raise UserError(f"opacity is {self.opacity}, expected a number between 0 and 1")
+        check_share("opacity", self.opacity)
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size is {self.image_size}, expected 1 or more")
         Inference(self.window, self.stride if self.window else None, self.scene_size, self.tta or ())
