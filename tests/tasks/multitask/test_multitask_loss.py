@@ -133,16 +133,20 @@ def test_each_task_is_its_own_loss_of_the_images_with_its_label_to_the_bit(
 def test_what_an_image_without_a_label_looks_like_changes_nothing(
     with_boxes: list[bool], with_masks: list[bool]
 ) -> None:
-    batch = batch_of(with_boxes, with_masks)
+    batch, other = batch_of(with_boxes, with_masks), batch_of(BOTH, BOTH, seed=5)
     outputs = outputs_of(raw_outputs(), with_boxes, with_masks)
     before = multitask_loss()(outputs, ANCHORS, batch)
-    other = batch_of(BOTH, BOTH, seed=5)
-    assert batch.masks is None or other.masks is not None
-    nonsense = {
-        name: torch.where(batch.with_boxes.view(-1, *[1] * (value.ndim - 1)), value, getattr(other, name))
-        for name, value in {"boxes_xyxy": batch.boxes_xyxy, "labels": batch.labels, "ignore": batch.ignore}.items()
-    }
-    after = multitask_loss()(outputs, ANCHORS, replace(batch, **nonsense))
+    changed = batch
+    for field, marked in (
+        ("boxes_xyxy", batch.with_boxes),
+        ("labels", batch.with_boxes),
+        ("ignore", batch.with_boxes),
+        ("masks", batch.with_masks),
+    ):
+        if (value := getattr(batch, field)) is not None:
+            nonsense = torch.where(marked.view(-1, *[1] * (value.ndim - 1)), value, getattr(other, field))
+            changed = replace(changed, **{field: nonsense})
+    after = multitask_loss()(outputs, ANCHORS, changed)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
