@@ -114,7 +114,7 @@ class BalancedSampler(Sampler[Key]):
 
     The rule: a batch of n takes round(n * mask_share) images, one at least and n - 1 at most, from a pool of images
     with masks, and the rest from a pool of images with boxes. In an epoch an image with both labels is in one of the
-    pools, in which is drawn by lot, so that the pools last for the same number of batches as nearly as may be. The
+    pools, drawn by lot, so that the pools last for the same number of batches as nearly as may be. The
     epoch ends when every image was drawn; the pool that is exhausted sooner is drawn again, as often as it takes, in a
     new order each time. So within a pool the numbers of draws differ by one at most.
 
