@@ -10,6 +10,7 @@ from effdense.datasets.data_sources import parse_source
 from effdense.errors import UserError
 from effdense.tasks.detection import config as detection
 from effdense.tasks.detection.config import DetectionConfig
+from effdense.tasks.multitask.specs import SIZE_STEP
 from effdense.tasks.segmentation import config as segmentation
 from effdense.tasks.segmentation.config import SegmentationConfig
 from effdense.tasks.segmentation.specs import get_architecture
@@ -23,9 +24,6 @@ from effdense.training.settings import (
 )
 
 Part = Literal["backbone", "detection", "segmentation"]
-
-SIZE_STEP = 32
-"""Images of a shared pass have sides of whole cells of the backbone's coarsest level."""
 
 _RANGES: tuple[Range, ...] = (
     (("det_weight", "seg_weight"), *ABOVE_ZERO),
@@ -204,9 +202,7 @@ class MultitaskConfig(TrainingSettings):
         if self.balance == "gradnorm" and not self.gradients_every:
             raise UserError("--balance gradnorm works with measured gradients: give --gradients-every 1 or more")
         if self.balance != "fixed" and len(self.active) < 2:
-            raise UserError(
-                f"--balance {self.balance} weighs two tasks, --freeze leaves one to train: leave one out"
-            )
+            raise UserError(f"--balance {self.balance} weighs two tasks, --freeze leaves one to train: leave one out")
         if self.balance == "gradnorm" and "backbone" in self.freeze:
             raise UserError("--balance gradnorm balances gradients on the backbone, which --freeze backbone takes away")
         if self.freeze and self.weights in ("auto", "imagenet", "none") and self.freeze != ("backbone",):

@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effdense.datasets.multitask_index import MultitaskIndex
-from effdense.datasets.multitask_opening import check_class_names, open_multitask
-from effdense.tasks.multitask.model import create_multitask
-from effdense.tasks.multitask.predict import Multitask
 
 from effdense.backbones.backbone import FREEZE_LIMIT
 from effdense.backbones.origin import freeze_and_say, restore_origin
 from effdense.datasets.data_sources import parse_source
 from effdense.datasets.loading import BatchLoader, balanced_train_loader
+from effdense.datasets.multitask_index import MultitaskIndex
+from effdense.datasets.multitask_opening import check_class_names, open_multitask
 from effdense.datasets.roots import ready_root
 from effdense.errors import UserError
 from effdense.model_header import read_header
-from effdense.model_parts import recorded_class_names
+from effdense.model_parts import part_of
 from effdense.tasks.detection import setup as detection
 from effdense.tasks.detection.loss import DetectionLoss
 from effdense.tasks.detection.predict import Selection
 from effdense.tasks.multitask.config import MultitaskConfig
 from effdense.tasks.multitask.loss import MultitaskLoss
+from effdense.tasks.multitask.model import create_multitask
+from effdense.tasks.multitask.predict import Multitask
 from effdense.tasks.segmentation import setup as segmentation
 from effdense.training.device import choose_device
 from effdense.transforms import mean_fill, train_transform
@@ -115,7 +115,8 @@ def class_names_of(config: MultitaskConfig, data: Data, state: Mapping[str, Any]
         elif state is not None:
             names[task] = tuple(state["class_names"][task])
         else:
-            names[task] = recorded_class_names(read_header(Path(config.weights)), task, config.weights)
+            header, _ = part_of(config.weights, read_header(Path(config.weights)), {}, task)
+            names[task] = tuple(header["class_names"])
     check_class_names(names["detection"], names["segmentation"])
     return names
 

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effdense.tasks.multitask.compare import compare
-from effdense.tasks.multitask.evaluate import MultitaskEvaluation, evaluate
-from effdense.tasks.multitask.model import MultitaskModel
-from effdense.tasks.multitask.plots import plot_training
-from effdense.tasks.multitask.predict import Multitask
 from torch import Tensor
 
 from effdense.backbones.origin import origin_of
 from effdense.config import to_mapping
 from effdense.datasets.loading import BatchLoader
+from effdense.json_files import jsonable
 from effdense.plots import save_figure
 from effdense.tasks.multitask.balance import Balance, build_balance
+from effdense.tasks.multitask.compare import compare
 from effdense.tasks.multitask.config import MultitaskConfig
+from effdense.tasks.multitask.evaluate import MultitaskEvaluation, evaluate
 from effdense.tasks.multitask.gradients import backbone_gradient_norms
 from effdense.tasks.multitask.loss import TASKS, MultitaskLoss
+from effdense.tasks.multitask.model import MultitaskModel
+from effdense.tasks.multitask.plots import plot_training
+from effdense.tasks.multitask.predict import Multitask
 from effdense.tasks.multitask.setup import Data, build_loss, build_multitask, open_data, training_loader
 from effdense.training.checkpoint import load_state, save_state, state_bytes
 from effdense.training.interrupt import InterruptWatch
@@ -290,7 +291,13 @@ def epoch_line(run: Run, record: dict[str, Any], evaluation: MultitaskEvaluation
 
 def header_of(run: Run, evaluation: MultitaskEvaluation | None, epoch: int) -> dict[str, Any]:
     """Return what a model file says of its training and its score."""
-    scores = None if evaluation is None else evaluation.summary()
+    scores: dict[str, Any] | None = None
+    if evaluation is not None:
+        boxes, masks = evaluation.detection, evaluation.segmentation
+        scores = {
+            "detection": None if boxes is None else jsonable(boxes.coco.metrics),
+            "segmentation": None if masks is None else masks.scores.summary(),
+        }
     return {"config": to_mapping(run.config), "epoch": epoch, "scores": scores}
 
 
