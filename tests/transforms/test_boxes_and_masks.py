@@ -19,6 +19,7 @@ from effdense.transforms import (
     RandAugment,
     RandomScaleCrop,
     Transform,
+    eval_transform,
     train_transform,
 )
 from effdense.types import Sample
@@ -291,3 +292,14 @@ def test_the_scale_is_of_the_scene(
 def test_senseless_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         train_transform(image_size_hw=(9, 9), fill=FILL, **settings)
+
+
+@pytest.mark.parametrize("has_boxes", [True, False])
+def test_no_transform_forgets_whether_boxes_are_known(sample_of: Any, has_boxes: bool) -> None:
+    sample = sample_of((120, 160), BOXES if has_boxes else (), drawn=True).replace(has_boxes=has_boxes)
+    everything = train_transform(
+        image_size_hw=TARGET, fill=FILL, scale=(0.1, 2.0), vflip=0.5, photometric=1.0, randaugment_ops=9
+    )
+    for transform in (everything, eval_transform(TARGET, FILL)):
+        for seed in range(10):
+            assert transform(sample, np.random.default_rng(seed)).has_boxes == has_boxes
