@@ -187,7 +187,7 @@ def train_one_epoch(run: Run, watch: InterruptWatch) -> tuple[dict[str, float], 
     with bar:
         for batch in run.loader:
             count_labels(run, batch)
-            losses = losses_of(run, learner.model, batch.to(device, non_blocking=True))
+            losses = losses_of(run, learner.model, batch)
             meter.add(progress.step, batch.image_ids, losses)
             stepped = backward(learner, losses["total"])
             bar.advance(len(batch.image_ids), meter.known_means())
@@ -206,17 +206,21 @@ def count_labels(run: Run, batch: Batch) -> None:
 
 
 def losses_of(run: Run, model: MultitaskModel, batch: Batch) -> dict[str, Tensor]:
-    """Return each loss term of a batch, the weighted sum of both tasks as ``total``, and gradient norms when due."""
+    """Return each loss term of a batch, the weighted sum of both tasks as ``total``, and gradient norms when due.
+
+    Which images carry which label is read from the batch as it lies on the host: asked on a GPU, it would wait.
+    """
+    there = batch.to(run.multitask.device, non_blocking=True)
     with run.learner.precision.autocast():
-        outputs = model.training_outputs(batch.images, batch.with_boxes, batch.with_masks)
-    losses = run.loss(outputs, model.anchors((batch.images.shape[-2], batch.images.shape[-1])), batch)
+        outputs = model.training_outputs(there.images, batch.with_boxes, batch.with_masks)
+    losses = run.loss(outputs, model.anchors((there.images.shape[-2], there.images.shape[-1])), there)
     norms: dict[str, float] = {}
     if run.shared and gradients_due(run):
         tasks = {task: losses[task] for task in TASKS if task in losses}
         norms = backbone_gradient_norms(tasks, run.shared, run.learner.precision.scaler)
         run.balance.observe(norms, {task: float(loss.detach()) for task, loss in tasks.items()})
     total = run.balance.total({task: losses[task] for task in run.config.active if task in losses})
-    measured = {f"gradient_{task}": torch.tensor(norm) for task, norm in norms.items()}
+    measured = {f"gradient_{task}": total.new_tensor(norm) for task, norm in norms.items()}
     return {**losses, "total": total, **measured}
 
 
