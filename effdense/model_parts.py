@@ -91,12 +91,13 @@ def lacks_part(source: str | Path, found: Any, wanted: str) -> UserError:
     Args:
         source: the file, or ``"this model"``.
         found: the model's task.
-        wanted: that of the part.
+        wanted: that of the part, or ``MULTITASK`` for both.
     """
-    if found not in _CALLED or wanted not in _CALLED:
+    if found not in _CALLED:
         return UserError(f"{source} is a model for {found!r}, not for {wanted!r}")
+    missing = SEGMENTATION if found == DETECTION else DETECTION
     return UserError(
-        f"{source} is a {_CALLED[found]}; it has no {wanted} head: take a multitask model, which has both, or add the "
+        f"{source} is a {_CALLED[found]}; it has no {missing} head: take a multitask model, which has both, or add the "
         "head to this one by train-multi --weights FILE"
     )
 

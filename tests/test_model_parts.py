@@ -126,6 +126,12 @@ def test_what_has_no_such_part_is_refused(header: dict[str, Any], task: str, say
         part_of("m.x", header, {}, task)
 
 
+def test_whoever_wants_both_is_told_which_is_missing() -> None:
+    assert "is a detector; it has no segmentation head" in str(lacks_part("m", DETECTION, "multitask"))
+    assert "is a segmenter; it has no detection head" in str(lacks_part("m", SEGMENTATION, "multitask"))
+    assert "is a model for 'backbone', not for 'multitask'" in str(lacks_part("m", "backbone", "multitask"))
+
+
 def test_a_missing_part_is_named_with_the_way_to_get_it() -> None:
     assert "train-multi --weights" in str(lacks_part("this model", DETECTION, SEGMENTATION))
 

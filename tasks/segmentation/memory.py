@@ -63,6 +63,19 @@ def require_memory(bytes_needed: int, device: torch.device | None, what: str, ad
         )
 
 
+def forward_in_words(shape: tuple[int, int, int, int], name: str, flag: str) -> tuple[str, str]:
+    """Return what runs, and what to change where it is too large.
+
+    Args:
+        shape: of the images, (B, 3, H, W).
+        name: what one of them is called.
+        flag: that sets their size.
+    """
+    count, _, height, width = shape
+    advice = f"use a smaller {flag}" + (" or --batch-size" if count > 1 else "")
+    return f"a forward pass over {count} {name}{'s' * (count > 1)} of {width}x{height} pixels", advice
+
+
 def gigabytes(size: float) -> str:
     """Return a number of bytes as a person reads it."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -19,7 +19,7 @@ from effdense.model_header import read_header
 from effdense.model_parts import DETECTION, SEGMENTATION, described, lacks_part, part_of
 from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.label_maps import LogitRows, WholeRows, segmentation_of
-from effdense.tasks.segmentation.memory import ForwardMemory, memory_errors_explained
+from effdense.tasks.segmentation.memory import ForwardMemory, forward_in_words, memory_errors_explained
 from effdense.tasks.segmentation.model import SegmentationModel, model_from_spec
 from effdense.tasks.segmentation.specs import spec_from_dict
 from effdense.tasks.segmentation.windows import WindowRows
@@ -302,10 +302,9 @@ class Segmenter:
 
     def _in_words(self, shape: tuple[int, int, int, int]) -> tuple[str, str]:
         """Return what runs, and what to change where it is too large."""
-        count, _, height, width = shape
-        name, flag = ("window", "--window") if self.inference.window else ("image", "--image-size")
-        advice = f"use a smaller {flag}" + (" or --batch-size" if count > 1 else "")
-        return f"a forward pass over {count} {name}{'s' * (count > 1)} of {width}x{height} pixels", advice
+        return forward_in_words(
+            shape, *(("window", "--window") if self.inference.window else ("image", "--image-size"))
+        )
 
     def _label_map_in_words(self, size_hw: tuple[int, int]) -> tuple[str, str]:
         """Return what is made of the logits of an image, and what to change where it is too large."""
