@@ -178,8 +178,8 @@ class BalancedSampler(Sampler[Key]):
         counts = (self.masks_per_batch, self.boxes_per_batch)
         (masks, boxes), (mask_draws, box_draws) = self._sizes, (self.num_batches * count for count in counts)
         epoch = (
-            f"an epoch of {self.num_batches} batches draws {masks} images {mask_draws / masks:.3g} times for their "
-            f"masks and {boxes} images {box_draws / boxes:.3g} times for their boxes"
+            f"an epoch of {self.num_batches} batches draws {masks} images {mask_draws / masks:.1f} times for their "
+            f"masks and {boxes} images {box_draws / boxes:.1f} times for their boxes"
         )
         return Composition(sum(counts), boxes=self.boxes_per_batch, masks=self.masks_per_batch, epoch=epoch)
 

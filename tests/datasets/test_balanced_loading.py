@@ -255,7 +255,7 @@ def test_the_rule_is_said_with_its_numbers() -> None:
     _, composition = balanced_train_loader(FakeIndex(0, 318, 106), AUGMENTED, batch_size=8)
     assert str(composition) == (
         "each batch of 8 has 4 images with masks and 4 with boxes at least; an epoch of 80 batches draws 106 images "
-        "3.02 times for their masks and 318 images 1.01 times for their boxes"
+        "3.0 times for their masks and 318 images 1.0 times for their boxes"
     )
 
 
