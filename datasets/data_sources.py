@@ -49,4 +49,4 @@ def parse_source(word: str, task: str) -> DataSource:
         return DataSource(name, None)
     if not folder:
         raise UserError(f"{word!r} names no folder: write {name}:FOLDER")
-    return DataSource(name, Path(folder))
+    return DataSource(name, Path(folder).expanduser())  # no shell does it after a colon

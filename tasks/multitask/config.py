@@ -282,4 +282,4 @@ def absolute_source(source: str | None) -> str | None:
     if source is None:
         return None
     name, colon, folder = source.partition(":")
-    return f"{name}:{Path(folder).absolute()}" if colon else source
+    return f"{name}:{Path(folder).expanduser().absolute()}" if colon else source

@@ -86,7 +86,26 @@ def open_data(config: MultitaskConfig) -> Data:
         with_masks.train if with_masks is not None and "segmentation" in config.active else None,
     )
     log.info("%s", train.summary())
+    _warn_of_leaks(with_boxes, with_masks)
     return Data(with_boxes, with_masks, train)
+
+
+def _warn_of_leaks(boxes: detection.Data | None, masks: segmentation.Data | None) -> None:
+    """Say where an image is learnt from by one task and scored by the other: their backbone has seen it."""
+    if boxes is None or masks is None:
+        return
+    for learnt, scored, first, second in (
+        (boxes.train, masks.val, "boxes", "masks"),
+        (boxes.val, masks.train, "masks", "boxes"),
+    ):
+        if common := MultitaskIndex.of(learnt, scored).counts.both:
+            log.warning(
+                "%d images are trained on for their %s and scored for their %s: the shared backbone has seen them, so "
+                "the scores are too good",
+                common,
+                first,
+                second,
+            )
 
 
 def _require_labels(config: MultitaskConfig, boxes: detection.Data | None, masks: segmentation.Data | None) -> None:
