@@ -396,6 +396,11 @@ def model_from_spec(
     backbone = backbone or _create_backbone(spec, "none", offline=True)
     if backbone.strides != spec.strides:
         backbone = backbone.yielding(spec.strides)
+    if backbone.strides != spec.strides:
+        raise UserError(
+            f"backbone {backbone.name!r} is dilated to output stride {backbone.strides[-1]}, which a detector cannot "
+            "share: make it with output_stride=32"
+        )
     efficientdet = create_efficientdet(spec.detection, num_classes, backbone=backbone.yielding(spec.detection_strides))
     seg = spec.segmentation
     segmentation_model = create_segmentation_model(

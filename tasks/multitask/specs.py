@@ -150,11 +150,9 @@ def check_size(size_hw: tuple[int, int], arch: str) -> None:
     least = least_size(arch)
     if all(size % SIZE_STEP == 0 and size >= least for size in size_hw):
         return
-    near = {tuple(max(least, size // SIZE_STEP * SIZE_STEP + more) for size in size_hw) for more in (0, SIZE_STEP)}
-    exact = tuple(max(least, -(-size // SIZE_STEP) * SIZE_STEP) for size in size_hw)
-    if any(size % SIZE_STEP == 0 for size in size_hw):  # what is right already stays
-        near = {tuple(max(least, size // SIZE_STEP * SIZE_STEP) for size in size_hw), exact}
-    such = " or ".join(f"{width} x {height}" for height, width in sorted(near))
+    below = tuple(max(least, size // SIZE_STEP * SIZE_STEP) for size in size_hw)
+    above = tuple(max(least, -(-size // SIZE_STEP) * SIZE_STEP) for size in size_hw)
+    such = " or ".join(f"{width} x {height}" for height, width in sorted({below, above}))
     limit = f" from {least} on" if least > SIZE_STEP else ""
     raise UserError(
         f"images are {size_hw[1]} x {size_hw[0]} pixels (width x height); a pass that both heads share takes multiples "
