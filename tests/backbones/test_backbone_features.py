@@ -46,6 +46,62 @@ def test_blocks_beyond_the_deepest_stride_are_dropped():
     assert not any(name.startswith(("conv_head", "bn2", "classifier")) for name in names)
 
 
+@pytest.mark.parametrize("strides", [(2,), (32,), (8, 16, 32), (16, 4), (4, 8)], ids=str)
+def test_another_view_of_a_backbone_yields_what_one_made_for_its_levels_would(lite0, strides):
+    backbone = create_backbone("lite0", out_strides=(8, 32)).eval()
+    view = backbone.yielding(strides)
+    alone = create_backbone("lite0", out_strides=strides).eval()
+    assert (view.strides, view.channels, view.name) == (alone.strides, alone.channels, alone.name)
+    assert view.state_dict().keys() == alone.state_dict().keys()
+    alone.load_state_dict(view.state_dict())
+    for found, wanted in zip(view(images(1, 3, 40, 40)), alone(images(1, 3, 40, 40)), strict=True):
+        assert torch.equal(found, wanted)
+    own = {value.data_ptr() for value in backbone.state_dict().values()}
+    assert {value.data_ptr() for value in view.state_dict().values()} <= own
+    assert backbone.strides == (8, 32)
+    assert len(backbone.blocks) == 7
+
+
+def test_views_of_a_backbone_agree_on_normalisation_source_and_frozen_stages():
+    backbone = create_backbone("lite0")
+    backbone.freeze_stages(3)
+    view = backbone.yielding((4, 8))
+    view.set_statistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    view.weights_source = "a file"
+    for one in (backbone, view, view.yielding((4,))):
+        assert (one.mean, one.std, one.weights_source) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "a file")
+        assert torch.equal(one.pixel_mean, backbone.pixel_mean)
+        assert one.frozen_stages == 3
+        one.train()
+        assert not backbone.bn1.training
+        assert backbone.blocks[2].training
+    view.double()
+    assert backbone.pixel_std.dtype == torch.float64
+
+
+def test_a_view_changes_no_mode():
+    backbone = create_backbone("lite0").train()
+    backbone.freeze_stages(2)
+    modes = [module.training for module in backbone.modules()]
+    assert backbone.yielding((32,)).training
+    assert [module.training for module in backbone.modules()] == modes
+    assert not any(module.training for module in backbone.eval().yielding((32,)).modules())
+
+
+@pytest.mark.parametrize(("made", "asked"), [((4, 8), (32,)), ((4, 8), ()), ((32,), (64,)), ((32,), (1,))], ids=str)
+def test_a_view_of_levels_that_are_not_there_is_refused(made, asked):
+    with pytest.raises(UserError, match=r"out_strides is .*; backbone 'lite0' yields strides 2, 4, 8"):
+        create_backbone("lite0", out_strides=made).yielding(asked)
+
+
+def test_a_view_keeps_the_dilation():
+    backbone = create_backbone("lite0", output_stride=16).eval()
+    view = backbone.yielding((8, 32))
+    assert view.strides == (8, 16)
+    for found, wanted in zip(view(images(1, 3, 40, 40)), backbone(images(1, 3, 40, 40))[2::2], strict=True):
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("output_stride", [8, 16], ids=str)
 def test_dilation_publishes_the_true_strides(output_stride):
     backbone = create_backbone("lite0", output_stride=output_stride).eval()

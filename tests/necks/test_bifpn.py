@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effdense.necks.bifpn import BiFPN, halve, resize_like
+from effdense.necks.bifpn import BiFPN, FinerLevel, halve, resize_like
 
 
 def maps(size_hw: tuple[int, int], channels: tuple[int, ...], strides: tuple[int, ...]) -> list[torch.Tensor]:
@@ -59,6 +59,19 @@ def test_negative_fusion_weights_shut_a_map_out() -> None:
     other = [features[0], features[1] + 5]
     assert torch.equal(neck(features)[0], neck(other)[0])
     assert not torch.equal(neck(features)[1], neck(other)[1])
+
+
+@pytest.mark.parametrize("fusion", ["fastattn", "sum"])
+@pytest.mark.parametrize("in_channels", [8, 16])
+def test_a_finer_level_is_the_last_step_of_the_top_down_pass(fusion: str, in_channels: int) -> None:
+    coarse, fine = maps((97, 131), (16, in_channels), (8, 4))
+    whole = BiFPN((in_channels, 16), (4, 8), 2, 16, 1, fusion, finest_only=True).eval()
+    level = FinerLevel(in_channels, 16, fusion).eval()
+    cell = whole.cells[0]
+    level.lateral.load_state_dict(cell.down_laterals[0].state_dict())  # type: ignore[union-attr,index]
+    level.node.load_state_dict(cell.down[0].state_dict())  # type: ignore[union-attr,index]
+    assert level.channels == 16
+    assert torch.equal(level(fine, coarse), whole([fine, coarse])[0])
 
 
 def test_a_batch_gives_what_its_images_give_alone() -> None:
