@@ -65,6 +65,15 @@ def resolve_backbone(name: str) -> BackboneSpec:
     return replace(spec, timm_name=f"{spec.timm_name}.{tag}")
 
 
+def network_of(name: str) -> str:
+    """Return timm's name of a backbone, without the tag that says which pretrained weights are meant.
+
+    Raises:
+        UserError: no such backbone or no such tag.
+    """
+    return resolve_backbone(name).timm_name.partition(".")[0]
+
+
 def create_backbone(
     name: str,
     *,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from effdense.backbones.registry import resolve_backbone
+from effdense.backbones.registry import network_of
 from effdense.backbones.sources import PROBE_SECONDS, why_unreachable
 from effdense.backbones.weights import load_complete, read_model_state, recorded_statistics
 from effdense.errors import UserError
@@ -202,7 +202,7 @@ def load_coco(
         UserError: if none were published for the configuration, or they can be had from neither place.
     """
     published = SPECS.get(spec.name)
-    if published is None or _network(published.backbone) != _network(spec.backbone):
+    if published is None or network_of(published.backbone) != network_of(spec.backbone):
         raise UserError(
             f"no COCO weights were published for {spec.name} on backbone {spec.backbone!r}; use the backbone "
             f"{published.backbone if published else 'of a published configuration'!r}, or weights auto or none"
@@ -284,11 +284,6 @@ def _our_name(name: str, tops: int, first_extra: int) -> str:
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _network(backbone: str) -> str:
-    """timm's name of a backbone, without the tag that says which ImageNet weights are meant."""
-    return resolve_backbone(backbone).timm_name.partition(".")[0]
 
 
 def _published_url(name: str) -> str:

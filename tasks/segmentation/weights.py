@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from effdense.backbones.registry import resolve_backbone
+from effdense.backbones.registry import network_of
 from effdense.backbones.weights import load_complete, read_model_state, recorded_backbone, recorded_statistics
 from effdense.errors import UserError
 from effdense.model_parts import MULTITASK, SEGMENTATION, part_of
@@ -48,7 +48,8 @@ class WeightsFile:
     @property
     def has_head(self) -> bool:
         """Whether there is more in it than a backbone or a classifier: a model for dense prediction."""
-        return any(name.startswith(("head.", "segmentation_head.", "class_net.")) for name in self.state)
+        heads = ("head.", "segmentation_head.", "class_net.", "segmentation.head.")
+        return any(name.startswith(heads) for name in self.state)
 
     @property
     def is_smp(self) -> bool:
@@ -147,16 +148,11 @@ def from_smp(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
 def _check_backbone(file: WeightsFile, spec: SegmentationSpec) -> None:
     """Say that a model is of another backbone before a hundred names do."""
     theirs = recorded_backbone(file.header)
-    if theirs is not None and _network(theirs) != _network(spec.backbone):
+    if theirs is not None and network_of(theirs) != network_of(spec.backbone):
         raise UserError(
             f"{file.source} is a {spec.arch} on backbone {theirs!r}, the model is on {spec.backbone!r}: give "
             f"--backbone {theirs}, or other weights"
         )
-
-
-def _network(backbone: str) -> str:
-    """timm's name of a backbone, without the tag that says which ImageNet weights are meant."""
-    return resolve_backbone(backbone).timm_name.partition(".")[0]
 
 
 def _with_auxiliary_of(model: SegmentationModel, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:

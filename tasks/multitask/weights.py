@@ -1,0 +1,105 @@
+"""Weights for a model of both tasks: of another one, of a detector or a segmenter, or of a backbone alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effdense.backbones.backbone import Backbone
+from effdense.backbones.registry import create_backbone, network_of
+from effdense.backbones.weights import load_complete, recorded_backbone
+from effdense.errors import UserError
+from effdense.tasks.detection import weights as detection
+from effdense.tasks.segmentation import weights as segmentation
+
+if TYPE_CHECKING:
+    from effdense.tasks.multitask.model import MultitaskModel
+
+_LOG = logging.getLogger("effdense")
+
+
+def load_weights(
+    model: MultitaskModel,
+    path: str | Path,
+    *,
+    replace_head: bool = False,
+    class_names: Sequence[str] | None = None,
+    seg_class_names: Sequence[str] | None = None,
+) -> None:
+    """Load whatever of a file the model has a place for, and the mean and std that it was trained with.
+
+    Of a multitask model that is everything; of a detector, effdet's too, backbone and detection head; of a segmenter of
+    the same architecture, smp's too, backbone and segmentation head; of anything else, the backbone. Where the file is
+    more than a backbone, what stays untrained is said.
+
+    Args:
+        model: what to fill.
+        path: of a safetensors or weights-only torch file.
+        replace_head: where the classes differ in number or name, leave the layers that know them as they are.
+        class_names: what the objects' classes are called, if known.
+        seg_class_names: what the pixels' classes are called, if known.
+
+    Raises:
+        UserError: the file cannot be read, its backbone is another one or lacks stages, weights are missing or do not
+            fit, or classes differ and ``replace_head`` was not asked for. The model is then filled in part.
+    """
+    pixels, boxes = segmentation.read_weights(path), detection.read_weights(path)
+    seg = model.spec.segmentation
+    has_boxes = boxes.is_detector
+    has_pixels = pixels.is_segmenter(seg.arch, on_pyramid=seg.pyramid is not None)
+    if replace_head and not (has_boxes or has_pixels):
+        raise UserError(
+            f"weights {path} hold neither a detector nor a {seg.arch}, hence no head to replace: leave out "
+            "--replace-head"
+        )
+    _check_network(model, recorded_backbone(pixels.header), path)
+    detector, segmenter = model.efficientdet, model.segmentation_model
+    there = [view for view, has in ((detector, has_boxes), (segmenter, has_pixels)) if has]
+    if all(len(view.backbone.blocks) < len(model.backbone.blocks) for view in there):
+        _fill_backbone(model.backbone, path)  # what a view reads of it, if any, is not all
+    replace_boxes = replace_pixels = replace_head
+    if replace_head and len(there) == 2:  # a head for the same classes stays as it is
+        state, det = boxes.state, model.spec.detection
+        replace_boxes = bool(detection.class_difference(detector, boxes, state, det, class_names))
+        replace_pixels = bool(segmentation.class_difference(segmenter, pixels, pixels.state, seg_class_names))
+        if not (replace_boxes or replace_pixels):
+            _LOG.warning("--replace-head changes nothing: %s is for the same classes", path)
+    if has_boxes:
+        det = model.spec.detection
+        detection.load_detector(detector, boxes, det, replace_head=replace_boxes, class_names=class_names)
+        model.class_names = _names(class_names, boxes.header, model.class_names)
+    if has_pixels:
+        segmentation.load_segmenter(segmenter, pixels, seg, replace_head=replace_pixels, class_names=seg_class_names)
+        model.seg_class_names = _names(seg_class_names, pixels.header, model.seg_class_names)
+    untrained = [] if has_boxes else ["BiFPN and head of the detection"]
+    untrained += [] if has_pixels else [f"decoder and head of the {seg.arch}"]
+    if not untrained:
+        model.backbone.weights_source = f"{path} (whole multitask model)"
+    elif there or pixels.has_head:
+        _LOG.warning("%s start untrained: of %s the rest is used", " and ".join(untrained), path)
+
+
+def _check_network(model: MultitaskModel, theirs: str | None, path: str | Path) -> None:
+    """Say that a file is of another backbone before a hundred names do."""
+    ours = model.backbone.name
+    if theirs is not None and network_of(theirs) != network_of(ours):
+        raise UserError(
+            f"{path} is on backbone {theirs!r}, the model is on {ours!r}: give --backbone {theirs}, or other weights"
+        )
+
+
+def _fill_backbone(backbone: Backbone, path: str | Path) -> None:
+    """Load all of a backbone; a file whose own ends early, as a pspnet's does, is refused."""
+    found = create_backbone(backbone.name, weights=str(path), out_strides=backbone.strides)
+    load_complete(backbone, found.state_dict(), source=str(path))
+    backbone.set_statistics(found.mean, found.std)
+    backbone.weights_source = found.weights_source
+
+
+def _names(given: Sequence[str] | None, header: Mapping[str, Any], own: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the class names that were given, else those in a header if they are as many, else the model's own."""
+    recorded = header.get("class_names")
+    known = recorded if isinstance(recorded, list) and len(recorded) == len(own) else own
+    return tuple(known if given is None else given)
