@@ -25,11 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parsed = parse(MultitaskConfig, arguments, prog="train_multi", description=DESCRIPTION)
     from effdense.tasks.multitask.run import begin
-    from effdense.tools.console import show_log, show_training_result
+    from effdense.tools.console import show_comparison, show_log, show_training_result
 
     show_log()
     best = begin(parsed)
-    show_training_result(best, {"AP": "mAP", "AP50": "mAP50", "mIoU": "mIoU"})
+    show_training_result(best, {"score": "mean score", "AP": "mAP", "AP50": "mAP50", "mIoU": "mIoU"})
+    if (report := best.parent / "compare.json").exists():
+        show_comparison(report)
     return 0
 
 
