@@ -164,7 +164,9 @@ def test_every_image_is_run_once_and_scored_by_what_it_carries(
 ) -> None:
     seen = []
     run = Multitask.run
-    monkeypatch.setattr(Multitask, "run", lambda self, batch, **k: seen.extend(batch.image_ids) or run(self, batch, **k))
+    monkeypatch.setattr(
+        Multitask, "run", lambda self, batch, **k: seen.extend(batch.image_ids) or run(self, batch, **k)
+    )
     with_boxes, with_masks = _indices(root)
     alone = _single(multitask, with_boxes, with_masks, 2)
     found = evaluate(
