@@ -130,7 +130,7 @@ def measure(case: Case, config: MultitaskBenchConfig) -> Costs:
         share_bifpn=case.share_bifpn,
         image_size=config.image_size,
     )
-    model.to(choose_device(config.device), memory_format=torch.channels_last)
+    model.to(choose_device(config.device)).to(memory_format=torch.channels_last)
     size = model.image_size
     return measure_costs(
         Detector(copy.deepcopy(model.efficientdet), model.class_names, image_size=size),
@@ -156,7 +156,7 @@ def print_table(cases: Sequence[Case], found: Sequence[Costs]) -> None:
     table.add_column("px", justify="right")
     for heading in ("ms in turn", "shared", "ratio", "network", "MiB in turn", "shared", "ratio", "weights"):
         table.add_column(heading, justify="right")
-    for number, (case, costs) in enumerate(zip(cases, found, strict=True)):
+    for number, (case, costs) in enumerate(zip(cases, found, strict=True), start=1):
         both, one = costs.in_turn, costs.shared
         table.add_row(
             case.backbone,
@@ -170,7 +170,7 @@ def print_table(cases: Sequence[Case], found: Sequence[Costs]) -> None:
             f"{one.peak_bytes / 2**20:.1f}",
             f"{costs.ratio('peak_bytes'):.2f}",
             f"{costs.ratio('weight_bytes'):.2f}",
-            end_section=[*cases, None][number + 1] is not None and cases[number + 1].backbone != case.backbone,
+            end_section=case.backbone != next((one.backbone for one in cases[number:]), None),
         )
     console = Console()
     if not console.is_terminal:
