@@ -29,6 +29,8 @@ COMMANDS = {
     "train-seg": Command("train_seg", "train a semantic segmenter"),
     "eval-seg": Command("eval_seg", "score a segmenter, or masks in a folder"),
     "train-multi": Command("train_multi", "train a detector and a segmenter on one backbone"),
+    "eval-multi": Command("eval_multi", "score a model of both tasks in one pass"),
+    "join": Command("join", "make one model of a detector and a segmenter on the same backbone"),
     "predict": Command("predict", "run a model on images; draw what it finds and write it down"),
     "backbones": Command("backbones", "list the backbones with their sizes"),
 }
