@@ -93,11 +93,12 @@ def compare(config: MultitaskConfig, best: Path, data: Data, batches_per_epoch: 
         evaluate_masks(one, data.segmentation.val, batch_size=size, workers=workers).miou
         for one in (segmenter, shared.segmenter)
     ]
+    files = {"together": best, "detection alone": boxes.best, "segmentation alone": masks.best}
     transfer = Transfer(
         (compared(boxes, "mAP", maps, detector.header), compared(masks, "mIoU", mious, segmenter.header)),
         measure_costs(detector, segmenter, shared, image=example_image(shared, data)),
         config.seed,
-        {"together": str(best), "detection alone": str(boxes.best), "segmentation alone": str(masks.best)},
+        {name: one.relative_to(folder).as_posix() for name, one in files.items()},
     )
     return write_transfer(folder, transfer)
 

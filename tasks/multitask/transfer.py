@@ -73,7 +73,7 @@ class Transfer:
         tasks: detection and segmentation.
         costs: of the two models in turn, and of the shared pass.
         seed: of all three runs.
-        files: the best models, by ``together``, ``detection`` and ``segmentation``.
+        files: the best models, beside the report: by what they are, their paths.
     """
 
     tasks: tuple[Compared, ...]
@@ -116,7 +116,9 @@ class Transfer:
     def notes(self) -> list[str]:
         """Return what has to be known to read the table."""
         costs = self.costs
-        where = f"a CPU with {costs.threads} threads" if costs.device == "cpu" else costs.device
+        where = (
+            f"a CPU with {costs.threads} thread{'s' * (costs.threads > 1)}" if costs.device == "cpu" else costs.device
+        )
         runs = " and ".join(
             f"{one.task} alone {one.epochs_alone} epochs in batches of {one.batch_size_alone}" for one in self.tasks
         )

@@ -8,17 +8,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
-from effdense.config import load_yaml, to_yaml
+import effdense
+from effdense.config import Parsed, load_yaml, to_yaml
 from effdense.errors import UserError
+from effdense.model_header import read_header
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.multitask import compare
 from effdense.tasks.multitask.budget import Budget, budget_alone, images_seen, settings_alone
 from effdense.tasks.multitask.config import MultitaskConfig
 from effdense.tasks.multitask.costs import Cost, Costs
+from effdense.tasks.multitask.run import begin
 from effdense.tasks.multitask.transfer import Compared, Transfer, markdown, read_transfer, write_transfer
+from effdense.tasks.segmentation.config import SegmentationConfig
 from effdense.tools.console import show_comparison
 from effdense.training.learner import peak_lr
 from effdense.training.run_folder import CONFIG, METRICS, STATE
@@ -257,3 +263,125 @@ def test_the_files_say_the_same_as_the_terminal(tmp_path: Path, capsys: pytest.C
 def test_a_report_that_is_not_there_is_an_error_for_people(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_transfer(tmp_path / "compare.json")
+
+
+# --- the whole
+
+
+NUMBERS = {"train": range(9), "val": range(20, 23)}
+MASKED = {"train": range(3, 9), "val": range(20, 23)}
+"""Of the training images, 3 carry boxes alone; 6 carry both."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw squares on a ground: their boxes as COCO, and masks of some of the images in a folder."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, numbers in NUMBERS.items():
+        for part in (split, f"images/{split}", f"masks/{split}", "annotations"):
+            (root / part).mkdir(parents=True, exist_ok=True)
+        content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}
+        for number in numbers:
+            x, y = (int(rng.integers(0, 40)) for _ in "xy")
+            picture, mask = np.full((64, 64, 3), 90, np.uint8), np.zeros((64, 64), np.uint8)
+            picture[y : y + 20, x : x + 20], mask[y : y + 20, x : x + 20] = (200, 40, 40), 1
+            file = root / split / f"{number}.png"
+            cv2.imwrite(str(file), picture)
+            content["images"].append({"id": number, "file_name": file.name, "width": 64, "height": 64})
+            box = {"bbox": [x, y, 20, 20], "area": 400, "iscrowd": 0, "category_id": 1}
+            content["annotations"].append({"id": number + 1, "image_id": number, **box})
+            if number in MASKED[split]:
+                (root / "images" / split / file.name).symlink_to(file)
+                cv2.imwrite(str(root / "masks" / split / file.name), mask)
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    (root / "classes.txt").write_text("ground\nsquare")
+    return root
+
+
+def _config(root: Path, out: Path, **changes: Any) -> MultitaskConfig:
+    settings: dict[str, Any] = {
+        "det_data": f"coco:{root}",
+        "seg_data": f"folder:{root}",
+        "out": out,
+        "compare": True,
+        "backbone": "test_efficientnet",
+        "det_arch": "d0",
+        "arch": "linknet",
+        "bifpn_channels": 16,
+        "bifpn_repeats": 1,
+        "head_repeats": 1,
+        "weights": "none",
+        "image_size": 64,
+        "batch_size": 4,
+        "epochs": 2,
+        "drop_path_rate": 0.0,
+        "device": "cpu",
+    }
+    return MultitaskConfig(**(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shared run that was stopped in the detector's own training, and then gone on with to the end."""
+    out = tmp_path_factory.mktemp("runs") / "m"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(config: Any, folder: Path, **_: Any) -> Path:
+            raise KeyboardInterrupt(f"Stopped after epoch 1; go on with: --resume {folder}")
+
+        patch.setattr(compare.segmentation_train, "train", stop)
+        with pytest.raises(KeyboardInterrupt, match=rf"in the comparison; go on with: --resume {re.escape(str(out))}$"):
+            begin(Parsed(_config(root, out), frozenset()))
+    assert not (out / "compare.json").exists()
+    resumed = MultitaskConfig(resume=out)
+    begin(Parsed(resumed, frozenset({"resume"})))
+    return out
+
+
+def test_the_scores_are_those_that_each_run_recorded(out: Path) -> None:
+    content = json.loads((out / "compare.json").read_text())
+    boxes, masks = content["tasks"]["detection"], content["tasks"]["segmentation"]
+    own = {task: read_header(out / "alone" / task / "best.safetensors") for task in content["tasks"]}
+    shared = read_header(out / "best.safetensors")["scores"]
+    assert boxes["alone"] == pytest.approx(own["detection"]["scores"]["AP"], abs=1e-6)
+    assert masks["alone"] == pytest.approx(own["segmentation"]["scores"]["metrics"]["mIoU"], abs=1e-6)
+    assert boxes["together"] == pytest.approx(shared["detection"]["AP"], abs=1e-6)
+    assert masks["together"] == pytest.approx(shared["segmentation"]["mIoU"], abs=1e-6)
+    assert [found["score"] for found in (boxes, masks)] == ["mAP", "mIoU"]
+    assert [found["best_epoch_alone"] for found in (boxes, masks)] == [header["epoch"] for header in own.values()]
+    assert [(out / path).is_file() for path in content["files"].values()] == [True] * 3
+
+
+def test_the_images_seen_are_counted(out: Path) -> None:
+    records = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    content = json.loads((out / "compare.json").read_text())
+    for task, label, images in (("detection", "boxes", 9), ("segmentation", "masks", 6)):
+        found = content["tasks"][task]
+        size = found["batch_size_alone"]
+        assert found["images_together"] == sum(record[f"images_with_{label}"] for record in records)
+        assert found["images_alone"] == found["epochs_alone"] * (images // size * size)
+        alone = load_yaml(DetectionConfig if label == "boxes" else SegmentationConfig, out / "alone" / task / CONFIG)
+        assert (alone.config.batch_size, alone.config.epochs) == (size, found["epochs_alone"])
+
+
+def test_the_costs_are_of_the_three_models(out: Path) -> None:
+    costs = json.loads((out / "compare.json").read_text())["costs"]
+    alone = [
+        sum(tensor.numel() for tensor in effdense.load(path).model.parameters())
+        for path in (out / "alone/detection/best.safetensors", out / "alone/segmentation/best.safetensors")
+    ]
+    assert [costs["detection"]["parameters"], costs["segmentation"]["parameters"]] == alone
+    assert costs["in_turn"]["parameters"] == sum(alone)
+    assert 0 < costs["shared"]["parameters"] < sum(alone)
+    assert 0 < costs["shared"]["peak_bytes"] < costs["in_turn"]["peak_bytes"]
+
+
+def test_comparing_again_repeats_no_training(out: Path) -> None:
+    files = sorted((out / "alone").rglob("*.safetensors"))
+    before = [file.stat().st_mtime_ns for file in files]
+    report = (out / "compare.json").read_text()
+    begin(Parsed(MultitaskConfig(resume=out), frozenset({"resume"})))
+    assert [file.stat().st_mtime_ns for file in files] == before
+    again = json.loads((out / "compare.json").read_text())
+    assert again["tasks"] == json.loads(report)["tasks"]
