@@ -241,7 +241,7 @@ def create_segmentation_model(
         pyramid=pyramid,
     )
     file = None if weights in BACKBONE_WEIGHTS else read_weights(weights)
-    whole = file is not None and file.is_segmenter(spec.arch)
+    whole = file is not None and file.is_segmenter(spec.arch, on_pyramid=spec.pyramid is not None)
     if replace_head and not whole:
         raise UserError(f"weights {weights} hold no {spec.arch}, hence no head to replace: leave --replace-head out")
     if not isinstance(backbone, Backbone):
