@@ -38,13 +38,16 @@ def class_color(label: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_detections(image: UInt8, detections: Detections, *, show_scores: bool = True) -> UInt8:
+def draw_detections(
+    image: UInt8, detections: Detections, *, show_scores: bool = True, colors: Sequence[Color] | None = None
+) -> UInt8:
     """Return a copy of an image with detections drawn, the best on top.
 
     Args:
         image: RGB, (H, W, 3).
         detections: in pixels of ``image``, best first.
         show_scores: write the score, in per cent, behind the class name.
+        colors: of each class; by default those of `class_color`.
     """
     names = [
         detections.class_names[label] if label < len(detections.class_names) else str(label)
@@ -52,11 +55,16 @@ def draw_detections(image: UInt8, detections: Detections, *, show_scores: bool =
     ]
     if show_scores:
         names = [f"{name} {round(100 * score)}%" for name, score in zip(names, detections.scores.tolist(), strict=True)]
-    return draw_boxes(image, detections.boxes_xyxy, detections.labels, names)
+    return draw_boxes(image, detections.boxes_xyxy, detections.labels, names, colors=colors)
 
 
 def draw_boxes(
-    image: UInt8, boxes_xyxy: npt.ArrayLike, labels: Sequence[int] | npt.NDArray[np.int64], texts: Sequence[str]
+    image: UInt8,
+    boxes_xyxy: npt.ArrayLike,
+    labels: Sequence[int] | npt.NDArray[np.int64],
+    texts: Sequence[str],
+    *,
+    colors: Sequence[Color] | None = None,
 ) -> UInt8:
     """Return a copy of an image with boxes and a text at each; the first box is drawn last, on top.
 
@@ -68,7 +76,9 @@ def draw_boxes(
         boxes_xyxy: (N, 4), pixels; any that is not finite is left out.
         labels: (N,), which colour.
         texts: (N,), "" for none.
+        colors: of each label; by default those of `class_color`.
     """
+    color_of = class_color if colors is None else colors.__getitem__
     canvas: UInt8 = np.array(image, np.uint8, order="C")
     height, width = canvas.shape[:2]
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
@@ -80,12 +90,12 @@ def draw_boxes(
     corners = {row: _pixel_corners(boxes[row], height, width) for row in visible}
     for row in reversed(visible):
         left, top, right, bottom = corners[row]
-        cv2.rectangle(canvas, (left, top), (right, bottom), class_color(int(labels[row])), thickness)
+        cv2.rectangle(canvas, (left, top), (right, bottom), color_of(int(labels[row])), thickness)
     tags = [
         (row, _place_tag(corners[row], texts[row], (height, width), scale, placed)) for row in visible if texts[row]
     ]
     for row, tag in reversed(tags):
-        _draw_tag(canvas, tag, texts[row], class_color(int(labels[row])), scale)
+        _draw_tag(canvas, tag, texts[row], color_of(int(labels[row])), scale)
     return canvas
 
 

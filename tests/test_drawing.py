@@ -93,6 +93,14 @@ def test_the_edges_of_a_box_are_its_outermost_pixels() -> None:
     assert tuple(drawn[30, 20]) == class_color(1)
 
 
+def test_boxes_and_the_ground_of_their_texts_have_the_colours_that_are_given() -> None:
+    image, colors = grey(200, 200), [(255, 0, 255), (0, 255, 255)]
+    drawn = draw_detections(image, detections((20, 60, 90, 150), (110, 60, 190, 150)), colors=colors)
+    shown = {tuple(color) for color in drawn.reshape(-1, 3).tolist()}
+    assert set(colors) <= shown
+    assert not {class_color(0), class_color(1)} & shown
+
+
 def test_texts_stay_in_the_picture_and_apart_where_there_is_room() -> None:
     image = grey(400, 400)
     box = [[350, 2, 399, 398]]

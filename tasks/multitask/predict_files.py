@@ -1,6 +1,7 @@
 """Everything behind ``predict`` for a model of both tasks: images in; pictures, index PNGs and a COCO results file out.
 
-In a picture the boxes lie over the coloured classes; the legend below names the classes of the pixels.
+In a picture the boxes lie over the coloured classes, in the colour of their class where its pixels have one; the legend
+below names the classes of the pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.prediction_files import find_images, open_images, sample_groups
-from effdense.drawing import draw_detections
+from effdense.drawing import Color, class_color, draw_detections, mask_color
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.predict_files import RESULTS, left_of, open_split, write_results
 from effdense.tasks.multitask.predict import Multitask, load_multitask
@@ -74,13 +75,14 @@ def predict_files(
     category_ids = images.category_ids if isinstance(images, DetectionIndex) else multitask.detector.category_ids
     paths, read = open_images(images)
     folder = Folder(out, paths, multitask.seg_class_names, opacity=opacity)
+    colors = box_colors(multitask.class_names, multitask.seg_class_names)
     found: list[Detections] = []
     image_ids: list[int] = []
     for group in sample_groups(paths, read, batch_size, skip_broken=skip_broken, broken=result.broken):
         both = multitask.stream_samples([sample for _, sample in group], batch_size, save_probabilities)
         for (position, sample), one in zip(group, both, strict=True):
             strong = one.detections.above(draw_above)
-            over = partial(draw_detections, detections=strong)
+            over = partial(draw_detections, detections=strong, colors=colors)
             result.drawn.append(folder.write(position, sample.image, one.segmentation, over))
             result.objects += len(strong)
             found.append(one.detections)
@@ -89,6 +91,12 @@ def predict_files(
     table = DetectionTable.from_detections(found, image_ids, category_ids)
     write_results(out, table, image_ids, left_of(paths, result.broken), category_ids, multitask.class_names)
     return result
+
+
+def box_colors(class_names: Sequence[str], seg_class_names: Sequence[str]) -> list[Color]:
+    """Return the colour of the boxes of each class: that of its pixels, where these are a class of the same name."""
+    pixels = {name: mask_color(label) for label, name in enumerate(seg_class_names)}
+    return [pixels.get(name, class_color(label)) for label, name in enumerate(class_names)]
 
 
 def run_prediction(config: PredictConfig) -> Predicted:

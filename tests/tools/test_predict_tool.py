@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+import effdense
 from effdense.model_header import read_header
 from effdense.tasks.detection.model import create_efficientdet
 from effdense.tasks.detection.predict import Detector
+from effdense.tasks.multitask.model import create_multitask
+from effdense.tasks.multitask.predict import Multitask
 from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.model import create_segmentation_model
 from effdense.tasks.segmentation.predict import Segmenter
@@ -33,6 +37,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     Detector(detector, CLASSES, image_size=64).save(folder / "det.safetensors")
     segmenter = create_segmentation_model("fpn", 3, backbone="lite0")
     Segmenter(segmenter, CLASSES, image_size=64, inference=Inference(scene_size=64)).save(folder / "seg.safetensors")
+    names = {"class_names": ("ant", "bee"), "seg_class_names": CLASSES}
+    small = {"channels": 16, "bifpn_repeats": 1, "head_repeats": 1}
+    both = create_multitask("lite0", 2, 3, "linknet", **names, image_size=64, **small)  # type: ignore[arg-type]
+    Multitask(both).save(folder / "multi.safetensors")
     save_model(folder / "other.safetensors", nn.Linear(1, 1), {"task": "poetry"})
     (folder / "text.safetensors").write_text("no model")
     return {path.stem: path for path in folder.iterdir()}
@@ -69,8 +77,6 @@ def test_flags_of_a_segmentation_model_reach_it(models: dict[str, Path], photos:
 
 
 def effdense_load(path: Path) -> Segmenter:
-    import effdense
-
     loaded = effdense.load(path)
     assert isinstance(loaded, Segmenter)
     return loaded
@@ -80,6 +86,47 @@ def test_a_detector_leaves_detections(models: dict[str, Path], photos: Path, tmp
     out = tmp_path / "out"
     assert predict.main([str(models["det"]), str(photos), "--out", str(out), "--draw-above", "0.9"]) == 0
     assert {path.name for path in out.iterdir()} == {"a.jpg", "b.jpg", "overview.jpg", "detections.json", "images.json"}
+
+
+def test_a_multitask_model_leaves_detections_and_masks(
+    models: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--out", str(out), "--draw-above", "0.9", "--opacity", "0.2", "--save-probabilities"]
+    assert predict.main([str(models["multi"]), str(photos), *flags]) == 0
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    of_each = {f"{folder}{name}.{suffix}" for folder, suffix in FOLDERS.items() for name in ("a", "b")}
+    assert files == of_each | {"overview.jpg", "classes.txt", "detections.json", "images.json"}
+    found = effdense.load(models["multi"]).predict(photos / "a.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "masks" / "a.png")), found.segmentation.mask)
+    entries = json.loads((out / "detections.json").read_text())
+    assert len([entry for entry in entries if entry["image_id"] == 1]) == len(found.detections) > 0
+    said = capsys.readouterr().out
+    assert "2 images, 0 objects drawn" in said
+    assert all(str(out / name) in said for name in ("detections.json", "masks"))
+
+
+FOLDERS = {"": "jpg", "masks/": "png", "probabilities/": "npz"}
+
+
+def test_a_data_set_keeps_its_image_ids_for_a_multitask_model(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    photos.rename(root / "val")
+    content = {
+        "images": [{"id": 7, "file_name": "b.png", "width": 60, "height": 40}],
+        "annotations": [],
+        "categories": [{"id": 5, "name": "bee"}, {"id": 9, "name": "ant"}],
+    }
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    flags = ["--dataset", "coco", "--data-root", str(root), "--out", str(tmp_path / "out")]
+    assert predict.main([str(models["multi"]), *flags]) == 0
+    entries = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {7}
+    assert {entry["category_id"] for entry in entries} == {5, 9}
+    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["b.png"]
 
 
 def test_a_data_set_stands_in_for_images(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
@@ -135,6 +182,14 @@ REFUSED = [
     pytest.param(
         "{det} {photos} --tta hflip", "--tta belongs to segmentation models; {det} is a detector.", id="segmenters-flag"
     ),
+    pytest.param(
+        "{multi} {photos} --window 64",
+        "--window belongs to segmentation models; {multi} is a multitask model.",
+        id="segmenters-flag-of-both",
+    ),
+    pytest.param("{multi} {photos} --opacity 2", "opacity is 2.0, expected a number between 0 and 1", id="opacity"),
+    pytest.param("{multi} {photos} --split val2", "--split has no effect because no --dataset", id="ignored-of-both"),
+    pytest.param("{multi} --dataset folder", "'folder' is none of none, demo, coco, voc", id="masks-alone"),
     pytest.param("{det} {photos} --no-save-probabilities", "--save-probabilities belongs to", id="segmenters-switch"),
     pytest.param("{seg} {photos} --windo 64", "flag '--windo' is unknown; did you mean '--window'?", id="misspelt"),
     pytest.param("{det} {photos} --drawabove 1", "did you mean '--draw-above'", id="misspelt-of-a-detector"),
@@ -172,6 +227,7 @@ HELP = [
     pytest.param("--help", ["MODEL --help", "--skip-broken"], ["--draw-above", "--window"], id="no-model"),
     pytest.param("{det} --help", ["--draw-above", "detections.json"], ["--window"], id="detector"),
     pytest.param("-h {seg}", ["--window", "--tta", "--opacity"], ["--draw-above"], id="segmenter"),
+    pytest.param("{multi} --help", ["--draw-above", "--opacity"], ["--window", "--tta"], id="multitask"),
     pytest.param("{seg} --window 64 --help", ["--window", "--tta"], ["--draw-above"], id="with-flags"),
     pytest.param("{text} --help", ["MODEL --help"], ["--draw-above", "--window"], id="no-model-file"),
 ]

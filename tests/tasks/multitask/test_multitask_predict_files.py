@@ -23,7 +23,7 @@ from effdense.tasks.detection.predict_files import predict_files as detect_files
 from effdense.tasks.multitask.model import create_multitask
 from effdense.tasks.multitask.predict import Multitask
 from effdense.tasks.multitask.predict_config import PredictConfig, ignored_settings
-from effdense.tasks.multitask.predict_files import predict_files
+from effdense.tasks.multitask.predict_files import box_colors, predict_files
 from effdense.tasks.segmentation import predict_files as segmentation_files
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.tasks.segmentation.predict_files import predict_files as segment_files
@@ -121,6 +121,20 @@ def test_boxes_are_drawn_over_the_classes_and_a_legend_stands_below(
     picture = np.asarray(Image.open(result.drawn[0]))
     assert np.abs(picture[:80, :80].astype(int) - seen[0]).mean() < 8  # but for the JPEG
     assert (picture[80:] < 100).any(), "nothing is written in the legend"
+
+
+@pytest.mark.parametrize(
+    ("things", "stuff", "expected"),
+    [
+        pytest.param(("cat", "dog"), ("background", "dog"), [class_color(0), mask_color(1)], id="one-in-common"),
+        pytest.param(("cat",), ("sky",), [class_color(0)], id="none-in-common"),
+        pytest.param((), (), [], id="empty"),
+    ],
+)
+def test_a_box_has_the_colour_of_its_class_s_pixels(
+    things: tuple[str, ...], stuff: tuple[str, ...], expected: list[tuple[int, int, int]]
+) -> None:
+    assert box_colors(things, stuff) == expected
 
 
 @pytest.mark.parametrize(("above", "objects"), [(0.0, 2), (0.2, 2), (0.5, 1), (1.0, 0)])
