@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from effdense.backbones.statistics import Triple, triple
 from effdense.errors import UserError
 
-FREEZE_LIMIT = 7
-"""The most that ``freeze_stages`` takes: the stem and six stages; the last of seven stages always learns."""
+FREEZE_LIMIT = 8
+"""The most that ``freeze_stages`` takes: the stem and seven stages, all that any network has."""
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Backbone(nn.Module):
         Replaces what was frozen before, so 0 thaws all. A network with fewer stages is frozen whole.
 
         Args:
-            n: 0 none, 1 the stem, 2 the stem and the first stage, and so on to 7.
+            n: 0 none, 1 the stem, 2 the stem and the first stage, and so on to 8, all of it.
 
         Raises:
             UserError: ``n`` is out of range.

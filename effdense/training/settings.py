@@ -26,7 +26,7 @@ _RANGES: tuple[Range, ...] = (
         *ZERO_OR_MORE,
     ),
     (("workers",), "-1 (choose), 0 (none) or more", lambda value: value >= -1),
-    (("freeze_stages",), "0 to 7", lambda value: 0 <= value <= 7),
+    (("freeze_stages",), "0 to 8", lambda value: 0 <= value <= 8),
     (("randaugment_magnitude",), "0 to 10", lambda value: 0 <= value <= 10),
     (("seed",), "0 or more, below 2 to the power of 63", lambda value: 0 <= value < 2**63),
 )
@@ -114,7 +114,8 @@ class TrainingSettings:
     clip_norm: float = 10.0
     """Largest norm of the gradient; 0 is off."""
     freeze_stages: int = 0
-    """Stages of the backbone, from the stem on, whose weights and BatchNorm statistics stay as they are (0 to 7)."""
+    """Stages of the backbone, from the stem on, whose weights and BatchNorm statistics stay as they are; 8 is all
+    of it."""
     ema: bool = True
     """Evaluate and save a moving average of the weights."""
     ema_decay: float = 0.9998

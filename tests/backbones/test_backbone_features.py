@@ -192,6 +192,8 @@ def test_freezing_none_thaws_what_was_frozen():
     backbone = create_backbone("lite0")
     backbone.freeze_stages(7)
     assert trainable(backbone) == {"blocks.6"}
+    backbone.freeze_stages(8)
+    assert trainable(backbone) == set()
     backbone.freeze_stages(2)
     assert trainable(backbone) == {f"blocks.{stage}" for stage in range(1, 7)}
     backbone.freeze_stages(0)
@@ -212,7 +214,7 @@ def test_network_with_fewer_stages_is_frozen_whole():
     assert trainable(backbone) == set()
 
 
-@pytest.mark.parametrize("n", [-1, 8], ids=str)
+@pytest.mark.parametrize("n", [-1, 9], ids=str)
 def test_freezing_out_of_range_is_a_user_error(lite0, n):
     with pytest.raises(UserError, match=f"freeze_stages is {n}"):
         lite0.freeze_stages(n)
