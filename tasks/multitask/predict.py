@@ -18,7 +18,7 @@ from effdense.model_header import read_header
 from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION, STAGES, header_of_part, lacks_part
 from effdense.tasks.detection.predict import Detector, Selection
 from effdense.tasks.multitask.model import MultitaskModel, model_from_spec
-from effdense.tasks.multitask.specs import least_size, spec_from_dict
+from effdense.tasks.multitask.specs import check_size, least_size, spec_from_dict
 from effdense.tasks.segmentation.memory import PROBE, ForwardMemory, forward_in_words, memory_errors_explained
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.training.checkpoint import read_tensors, save_model
@@ -45,6 +45,7 @@ class Multitask:
         *,
         category_ids: Sequence[int] | None = None,
         selection: Selection | None = None,
+        image_size: int | None = None,
         header: dict[str, Any] | None = None,
         source: str = "this model",
     ) -> None:
@@ -54,13 +55,18 @@ class Multitask:
             model: the network.
             category_ids: the data set's own ids of the objects, for writing COCO results.
             selection: which boxes become detections.
+            image_size: side of the square that images are fitted into, in pixels, if not the network's own.
             header: what the file says of itself.
             source: where it came from, in words for an error.
+
+        Raises:
+            UserError: the two heads cannot share a pass over images of this size.
         """
         self.model = model.eval()
         self.class_names = model.class_names
         self.seg_class_names = model.seg_class_names
-        self.image_size = model.image_size
+        self.image_size = model.image_size if image_size is None else image_size
+        check_size((self.image_size, self.image_size), model.spec.segmentation.arch)
         self.header = header or {}
         self.source = source
         view = f"this part of {source}"
@@ -111,11 +117,26 @@ class Multitask:
         """Return one that runs another network of the same kind, such as the moving average of this one."""
         return self._with(model=model)
 
-    def _with(self, *, model: MultitaskModel | None = None, selection: Selection | None = None) -> Multitask:
+    def with_image_size(self, image_size: int) -> Multitask:
+        """Return one on the same network that fits images into a square of another side, in pixels.
+
+        Raises:
+            UserError: the two heads cannot share a pass over images of this size.
+        """
+        return self._with(image_size=image_size)
+
+    def _with(
+        self,
+        *,
+        model: MultitaskModel | None = None,
+        selection: Selection | None = None,
+        image_size: int | None = None,
+    ) -> Multitask:
         return Multitask(
             model or self.model,
             category_ids=self._detector.category_ids,
             selection=selection or self._detector.selection,
+            image_size=image_size or self.image_size,
             header=self.header,
             source=self.source,
         )

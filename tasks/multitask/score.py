@@ -55,6 +55,8 @@ def score(config: ScoreConfig) -> Scores:
         if getattr(config, name) is not None
     }
     multitask = multitask.with_selection(**changes)
+    if config.image_size is not None:
+        multitask = multitask.with_image_size(config.image_size)
     with_boxes, with_masks = open_split(config, multitask)
     evaluation = evaluate(
         multitask,

@@ -53,6 +53,9 @@ class ScoreConfig:
     """Non-maximum suppression; by default what the model was trained with."""
     nms_iou: float | None = None
     """Overlap above which hard suppression drops a box; by default what the model was trained with."""
+    image_size: int | None = None
+    """Side of the square that images are fitted into, in pixels, a multiple of 32; by default what the model was
+    trained with."""
     confusion_score: float = 0.25
     """Score from which a detection counts in the confusion matrix."""
     boundary: bool = True

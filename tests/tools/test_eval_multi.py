@@ -118,10 +118,10 @@ def test_both_are_scored_as_the_single_tools_score_the_same_file(
 
 
 def test_the_scores_say_how_they_came_about(models: dict[str, Path], voc: Path, tmp_path: Path) -> None:
-    flags = ["--det-data", f"voc:{voc}", "--seg-data", f"voc:{voc}", "--no-calibration", "--out", str(tmp_path / "out")]
-    assert eval_multi.main([str(models["multi"]), *flags, "--classes", *STUFF]) == 0
+    flags = ["--det-data", f"voc:{voc}", "--seg-data", f"voc:{voc}", "--no-calibration", "--image-size", "96"]
+    assert eval_multi.main([str(models["multi"]), *flags, "--classes", *STUFF, "--out", str(tmp_path / "out")]) == 0
     det, seg = (_metrics(tmp_path / "out" / name)["about"] for name in ("detection", "segmentation"))
-    used = {"model": str(models["multi"]), "dataset": "voc", "data_root": str(voc), "split": "val", "image_size": 64}
+    used = {"model": str(models["multi"]), "dataset": "voc", "data_root": str(voc), "split": "val", "image_size": 96}
     assert {name: det[name] for name in used} == {name: seg[name] for name in used} == used
     assert (det["images"], seg["images"], seg["classes"]) == (2, 2, list(STUFF))
     assert det["selection"]["nms"] == "hard"
@@ -243,6 +243,8 @@ FAULTS = [
     ),
     pytest.param(None, "{multi} --score-threshold 2", ["score_threshold is 2.0", "between 0 and 1"], id="score"),
     pytest.param(None, "{multi} --batch-size 0", ["batch_size is 0", "1 or more"], id="batch"),
+    pytest.param(None, "{multi} " + DATA + " --image-size 80", ["80", "multiples of 32", "64 x 64"], id="odd-size"),
+    pytest.param(None, "{multi} --image-size 0", ["image_size is 0", "1 or more"], id="no-size"),
     pytest.param(None, "{multi} --workers -1", ["workers is -1", "0 or more"], id="workers"),
     pytest.param(None, "{multi} " + DATA + " --device tpu", ["tpu", "cpu"], id="unknown-device"),
     pytest.param(None, "{multi} " + DATA + " --classes background low tall", ["tall"], id="classes-of-another-model"),

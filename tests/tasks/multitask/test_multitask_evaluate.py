@@ -26,7 +26,7 @@ from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.multitask.evaluate import MultitaskEvaluation, evaluate
 from effdense.tasks.multitask.model import create_multitask
 from effdense.tasks.multitask.plots import plot_training
-from effdense.tasks.multitask.predict import Multitask
+from effdense.tasks.multitask.predict import Multitask, load_multitask
 from effdense.tasks.segmentation import evaluate as segmentation
 
 THINGS, STUFF = ("ant", "bee"), ("background", "low", "high")
@@ -185,6 +185,26 @@ def test_one_image_with_both_labels_is_enough(multitask: Multitask, root: Path) 
     boxes, masks = _indices(root)
     found = evaluate(multitask, boxes.select([3]), masks.select(np.array([0])), boundary=True, calibration=True)
     assert _numbers(found) == _numbers(_single(multitask, boxes.select([3]), masks.select(np.array([0])), 8))
+
+
+def test_another_image_size_is_that_of_both_heads(multitask: Multitask, root: Path, tmp_path: Path) -> None:
+    boxes, masks = _indices(root)
+    larger = multitask.with_image_size(96)
+    found = evaluate(larger, boxes, masks, batch_size=1, boundary=True, calibration=True)
+    alone = MultitaskEvaluation(
+        detection.evaluate(multitask.detector.with_image_size(96), boxes, batch_size=1),
+        segmentation.evaluate(
+            multitask.segmenter.with_image_size(96), masks, batch_size=1, boundary=True, calibration=True
+        ),
+        0.0,
+    )
+    assert (_numbers(found), _floats(found)) == (_numbers(alone), _floats(alone))
+    assert _floats(found) != _floats(evaluate(multitask, boxes, masks, batch_size=1, calibration=True))
+    larger.save(tmp_path / "m.safetensors")
+    assert load_multitask(tmp_path / "m.safetensors").image_size == 96
+    assert larger.with_selection(nms="soft").image_size == 96
+    with pytest.raises(UserError, match="such as 64 x 64 or 96 x 96"):
+        multitask.with_image_size(80)
 
 
 def test_what_predict_returns_scores_exactly_as_evaluation_does(multitask: Multitask, root: Path) -> None:
