@@ -205,11 +205,16 @@ class MultitaskConfig(TrainingSettings):
             raise UserError(f"--balance {self.balance} weighs two tasks, --freeze leaves one to train: leave one out")
         if self.balance == "gradnorm" and "backbone" in self.freeze:
             raise UserError("--balance gradnorm balances gradients on the backbone, which --freeze backbone takes away")
-        if self.freeze and self.weights in ("auto", "imagenet", "none") and self.freeze != ("backbone",):
-            heads = " and ".join(part for part in self.freeze if part != "backbone")
+        if self.freeze and self.weights in ("auto", "imagenet", "none") and set(self.freeze) != {"backbone"}:
+            heads = " and ".join(dict.fromkeys(part for part in self.freeze if part != "backbone"))
             raise UserError(f"--freeze {heads} needs --weights FILE that holds the head; --weights is {self.weights}")
         if "backbone" in self.freeze and self.weights == "none":
             raise UserError("--freeze backbone would freeze random weights under --weights none: leave one of them out")
+        if self.arch == "bifpn" and self.share_bifpn and set(self.freeze) == {"backbone", "segmentation"}:
+            raise UserError(
+                "--freeze backbone segmentation would change what the segmentation says, as the BiFPN that it reads "
+                "goes on learning with the detection: give --no-share-bifpn, and weights of a segmenter with its own"
+            )
         if "backbone" in self.freeze and self.freeze_stages:
             raise UserError("--freeze backbone freezes all stages: leave --freeze-stages out")
         self.detection()  # their checks hold here too

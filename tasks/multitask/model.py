@@ -317,6 +317,7 @@ def create_multitask(
     auxiliary: bool = False,
     drop_path_rate: float | None = None,
     offline: bool = False,
+    frozen: Iterable[str] = (),
     **detection_overrides: Any,
 ) -> MultitaskModel:
     """Make a model of both tasks by name.
@@ -338,13 +339,14 @@ def create_multitask(
         auxiliary: train an auxiliary segmentation head (deep supervision).
         drop_path_rate: stochastic depth of the backbone; default is the EfficientDet's.
         offline: never look for weights on the network.
+        frozen: parts to freeze, as `MultitaskModel.freeze` does; a file of weights has to hold them as they are to be.
         detection_overrides: constants of EfficientDetSpec to replace, for example ``channels=88``.
 
     Raises:
         UserError: for an unknown name, a constant that does not exist, parts that do not go together, or weights that
             cannot be had or do not fit.
     """
-    whole = weights not in BACKBONE_WEIGHTS
+    whole, frozen = weights not in BACKBONE_WEIGHTS, tuple(frozen)
     if replace_head and not whole:
         raise UserError(f"weights {weights} hold no head to replace: leave --replace-head out")
     ready = backbone if isinstance(backbone, Backbone) else None
@@ -364,8 +366,15 @@ def create_multitask(
         from effdense.tasks.multitask.weights import load_weights
 
         load_weights(
-            model, weights, replace_head=replace_head, class_names=class_names, seg_class_names=seg_class_names
+            model,
+            weights,
+            replace_head=replace_head,
+            class_names=class_names,
+            seg_class_names=seg_class_names,
+            frozen=frozen,
         )
+    if frozen:
+        model.freeze(frozen)
     return model
 
 

@@ -134,10 +134,34 @@ def class_names_of(config: MultitaskConfig, data: Data, state: Mapping[str, Any]
         elif state is not None:
             names[task] = tuple(state["class_names"][task])
         else:
-            header, _ = part_of(config.weights, read_header(Path(config.weights)), {}, task)
-            names[task] = tuple(header["class_names"])
+            names[task] = tuple(_kept_header(config, task)["class_names"])
     check_class_names(names["detection"], names["segmentation"])
     return names
+
+
+def category_ids_of(config: MultitaskConfig, data: Data, state: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Return the data set's own ids of the objects; where no boxes are given, those of the detector that is kept."""
+    if data.detection is not None:
+        return data.detection.train.category_ids
+    if state is not None:
+        return tuple(state["category_ids"])
+    return tuple(_kept_header(config, "detection")["category_ids"])
+
+
+def _kept_header(config: MultitaskConfig, task: str) -> dict[str, Any]:
+    """Return what ``--weights`` says of a head that is kept and has no data.
+
+    Raises:
+        UserError: it says nothing, or has no such head.
+    """
+    try:
+        header, _ = part_of(config.weights, read_header(Path(config.weights)), {}, task)
+    except UserError as error:
+        flag = "--det-data" if task == "detection" else "--seg-data"
+        raise UserError(
+            f"{error}. What classes the {task} head that is kept has, its file has to say, or {flag} KIND:FOLDER"
+        ) from error
+    return header
 
 
 def build_multitask(config: MultitaskConfig, data: Data, state: Mapping[str, Any] | None = None) -> Multitask:
@@ -167,6 +191,7 @@ def build_multitask(config: MultitaskConfig, data: Data, state: Mapping[str, Any
         seg_class_names=names["segmentation"],
         image_size=config.image_size,
         auxiliary=config.auxiliary_weight > 0,
+        frozen=config.freeze,
     )
     if state is not None:
         restore_origin(model.backbone, state["origin"])
@@ -176,7 +201,7 @@ def build_multitask(config: MultitaskConfig, data: Data, state: Mapping[str, Any
         model.to(memory_format=torch.channels_last)
     multitask = Multitask(
         model.to(choose_device(config.device)),
-        category_ids=None if data.detection is None else data.detection.train.category_ids,
+        category_ids=category_ids_of(config, data, state),
         selection=Selection(config.score_threshold, config.nms, config.nms_iou, config.max_detections),
     )
     _log_model(config, multitask)

@@ -317,6 +317,7 @@ def save(run: Run) -> None:
             "detection": list(multitask.class_names),
             "segmentation": list(multitask.seg_class_names),
         },
+        "category_ids": list(multitask.detector.category_ids),
         "num_images": len(run.data.train),
         "origin": origin_of(run.learner.model.backbone),
     }

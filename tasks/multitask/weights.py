@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from effdense.backbones.backbone import Backbone
 from effdense.backbones.registry import create_backbone, network_of
 from effdense.backbones.weights import load_complete, recorded_backbone
 from effdense.errors import UserError
+from effdense.model_parts import DETECTION, SEGMENTATION
 from effdense.tasks.detection import weights as detection
 from effdense.tasks.segmentation import weights as segmentation
 
@@ -27,6 +29,7 @@ def load_weights(
     replace_head: bool = False,
     class_names: Sequence[str] | None = None,
     seg_class_names: Sequence[str] | None = None,
+    frozen: Collection[str] = (),
 ) -> None:
     """Load whatever of a file the model has a place for, and the mean and std that it was trained with.
 
@@ -40,10 +43,12 @@ def load_weights(
         replace_head: where the classes differ in number or name, leave the layers that know them as they are.
         class_names: what the objects' classes are called, if known.
         seg_class_names: what the pixels' classes are called, if known.
+        frozen: the tasks whose heads are not to learn, so that the file has to hold them for these very classes.
 
     Raises:
         UserError: the file cannot be read, its backbone is another one or lacks stages, weights are missing or do not
-            fit, or classes differ and ``replace_head`` was not asked for. The model is then filled in part.
+            fit, or classes differ and ``replace_head`` was not asked for or a head is frozen. The model is then filled
+            in part.
     """
     pixels, boxes = segmentation.read_weights(path), detection.read_weights(path)
     seg = model.spec.segmentation
@@ -55,12 +60,19 @@ def load_weights(
             "--replace-head"
         )
     _check_network(model, recorded_backbone(pixels.header), path)
+    for task, has in ((DETECTION, has_boxes), (SEGMENTATION, has_pixels)):
+        if task in frozen and not has:
+            head = "EfficientDet" if task == DETECTION else seg.arch
+            raise UserError(
+                f"--freeze {task} keeps a head that {path} does not hold ({head}): give --weights FILE that does, or "
+                f"leave {task} out of --freeze"
+            )
     detector, segmenter = model.efficientdet, model.segmentation_model
     there = [view for view, has in ((detector, has_boxes), (segmenter, has_pixels)) if has]
     if all(len(view.backbone.blocks) < len(model.backbone.blocks) for view in there):
         _fill_backbone(model.backbone, path)  # what a view reads of it, if any, is not all
-    replace_boxes = replace_pixels = replace_head
-    if replace_head and len(there) == 2:  # a head for the same classes stays as it is
+    replace_boxes, replace_pixels = (replace_head and task not in frozen for task in (DETECTION, SEGMENTATION))
+    if replace_boxes and replace_pixels and len(there) == 2:  # a head for the same classes stays as it is
         state, det = boxes.state, model.spec.detection
         replace_boxes = bool(detection.class_difference(detector, boxes, state, det, class_names))
         replace_pixels = bool(segmentation.class_difference(segmenter, pixels, pixels.state, seg_class_names))
@@ -68,10 +80,14 @@ def load_weights(
             _LOG.warning("--replace-head changes nothing: %s is for the same classes", path)
     if has_boxes:
         det = model.spec.detection
-        detection.load_detector(detector, boxes, det, replace_head=replace_boxes, class_names=class_names)
+        with _kept(DETECTION, frozen):
+            detection.load_detector(detector, boxes, det, replace_head=replace_boxes, class_names=class_names)
         model.class_names = _names(class_names, boxes.header, model.class_names)
     if has_pixels:
-        segmentation.load_segmenter(segmenter, pixels, seg, replace_head=replace_pixels, class_names=seg_class_names)
+        with _kept(SEGMENTATION, frozen):
+            segmentation.load_segmenter(
+                segmenter, pixels, seg, replace_head=replace_pixels, class_names=seg_class_names
+            )
         model.seg_class_names = _names(seg_class_names, pixels.header, model.seg_class_names)
     untrained = [] if has_boxes else ["BiFPN and head of the detection"]
     untrained += [] if has_pixels else [f"decoder and head of the {seg.arch}"]
@@ -79,6 +95,19 @@ def load_weights(
         model.backbone.weights_source = f"{path} (whole multitask model)"
     elif there or pixels.has_head:
         _LOG.warning("%s start untrained: of %s the rest is used", " and ".join(untrained), path)
+
+
+@contextlib.contextmanager
+def _kept(task: str, frozen: Collection[str]) -> Iterator[None]:
+    """Say of a head that does not fit, and is frozen, that no other may take its place."""
+    try:
+        yield
+    except UserError as error:
+        if task not in frozen:
+            raise
+        raise UserError(
+            f"{error}. --freeze {task} keeps that head, which so has to fit as it is: else leave {task} out of --freeze"
+        ) from error
 
 
 def _check_network(model: MultitaskModel, theirs: str | None, path: str | Path) -> None:

@@ -22,6 +22,12 @@ CONTRADICTIONS = [
     pytest.param({"freeze": ("backbone", "detection", "segmentation")}, "nothing to train", id="all-frozen"),
     pytest.param({"freeze": ("detection",)}, "--weights FILE that holds the head", id="head-of-no-file"),
     pytest.param({"freeze": ("backbone",), "weights": "none"}, "random weights", id="random-backbone-frozen"),
+    pytest.param({"freeze": ("backbone", "backbone"), "weights": "none"}, "random weights", id="named-twice"),
+    pytest.param(
+        {"freeze": ("backbone", "segmentation"), "weights": "s.safetensors", "arch": "bifpn"},
+        "--no-share-bifpn",
+        id="frozen-on-a-bifpn-that-learns",
+    ),
     pytest.param({"freeze": ("backbone",), "freeze_stages": 2}, "leave --freeze-stages out", id="frozen-twice"),
     pytest.param({"freeze": ("backbone",), "compare": True}, "--compare", id="compare-frozen"),
     pytest.param({"balance": "gradnorm", "gradients_every": 0}, "--gradients-every 1 or more", id="gradnorm-blind"),
