@@ -21,11 +21,28 @@ from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDeco
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
-from torch import nn
+from torch import Tensor, nn
 
 from effdense.necks.bifpn import BiFPN, FinerLevel
 from effdense.tasks.segmentation.bifpn_head import BiFPNDecoder, BiFPNHead, DetectorPyramidDecoder
 from effdense.tasks.segmentation.specs import Architecture, PyramidSpec
+
+class RunningSum(nn.Module):
+    """Adds maps one after the other, where smp's FPN stacks all of them first and holds each twice."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Return the sum of maps of one size, (B, C, h, w)."""
+        total = maps[0]
+        for one in maps[1:]:
+            total = total + one
+        return total
+
+
+def _fpn(channels: list[int]) -> FPNDecoder:
+    decoder = FPNDecoder(channels)
+    decoder.merge = RunningSum()
+    return decoder
+
 
 _STEPS_UP = (256, 128, 64, 32, 16)
 """Channels of the five steps up in Unet, UnetPlusPlus and MAnet."""
@@ -43,7 +60,7 @@ _BUILDERS: dict[str, tuple[_Builder, int, int]] = {
     "unetplusplus": (lambda channels, _: UnetPlusPlusDecoder(channels, _STEPS_UP), 16, 3),
     "manet": (lambda channels, _: MAnetDecoder(channels, _STEPS_UP), 16, 3),
     "linknet": (lambda channels, _: LinknetDecoder(channels), 32, 1),
-    "fpn": (lambda channels, _: FPNDecoder(channels), 128, 1),
+    "fpn": (lambda channels, _: _fpn(channels), 128, 1),
     "pspnet": (lambda channels, _: PSPDecoder(channels), 512, 3),
     "deeplabv3": (lambda channels, stride: _deeplabv3(channels, stride), 256, 1),
     "deeplabv3plus": (lambda channels, stride: _deeplabv3plus(channels, stride), 256, 1),
