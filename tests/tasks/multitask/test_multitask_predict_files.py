@@ -29,7 +29,7 @@ from effdense.tasks.segmentation.predict import Segmenter
 from effdense.tasks.segmentation.predict_files import predict_files as segment_files
 from effdense.types import Batch, Detections, Segmentation, UInt8
 
-STUFF = ("background", "low", "high")
+STUFF = ("background", "low", "ring")
 FILES = {"classes.txt", "detections.json", "images.json", "masks", "overview.jpg"}
 
 
@@ -73,7 +73,7 @@ def test_the_files_are_those_of_both_tasks_byte_for_byte_but_for_the_pictures(
 
 
 def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the model find one strong and one weak box, and the class 1 in the left half and 2 in the right."""
+    """Let the model find one strong and one weak box, and the class 1 in the left half and 2, a ring as the strong box, in the right."""
 
     def detections(self: Detector, batch: Batch, *_: object) -> list[Detections]:
         boxes = np.array([[10, 20, 50, 60], [60, 20, 75, 60]], np.float32)
@@ -114,8 +114,8 @@ def test_boxes_are_drawn_over_the_classes_and_a_legend_stands_below(
         (35, 30): mask_color(1),
         (35, 70): mask_color(2),
         (70, 70): (120, 120, 120),
-        (59, 30): class_color(4),
-        (30, 49): class_color(4),
+        (59, 30): mask_color(2),
+        (30, 10): mask_color(2),
     }.items():
         assert tuple(seen[0][row, column]) == color, (row, column)
     picture = np.asarray(Image.open(result.drawn[0]))
