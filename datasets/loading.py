@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from effdense.datasets.collate import collate
-from effdense.datasets.sampling import BalancedSampler, Composition, EpochSampler, Key, checked_seed
+from effdense.datasets.sampling import BalancedSampler, Composition, EpochSampler, Key, Labels, checked_seed
 from effdense.errors import UserError
 from effdense.transforms import Transform
 from effdense.types import Batch, Bool, Sample
@@ -52,7 +52,7 @@ class LabelSource(SampleSource, Protocol):
 
 
 class SampleData(Dataset[Sample]):
-    """Transformed samples of an index, addressed by (epoch, position) or (epoch, position, draw)."""
+    """Transformed samples of an index, addressed by (epoch, position) or (epoch, position, draw, labels)."""
 
     def __init__(self, index: SampleSource, transform: Transform, seed: int = 0) -> None:
         """Hold index and transform.
@@ -73,12 +73,24 @@ class SampleData(Dataset[Sample]):
         Raises:
             UserError: the image cannot be read; the message names its file.
         """
-        epoch, position, *draw = key
+        epoch, position = key[:2]
         try:
             sample = self.index.sample(position)
         except OSError as error:
             raise UserError(f"image {position} of the data set cannot be read: {error}") from error
-        return self.transform(sample, np.random.default_rng((self.seed, epoch, position, _IMAGE, *draw)))
+        labels: Labels = "all" if len(key) == 2 else key[3]
+        rng = np.random.default_rng((self.seed, epoch, position, _IMAGE, *key[2:3]))
+        return self.transform(_with_labels(sample, labels), rng)
+
+
+def _with_labels(sample: Sample, labels: Labels) -> Sample:
+    """Return a sample with these of its labels, and nothing known of the others."""
+    if labels == "boxes":
+        return sample.replace(mask=None)
+    if labels == "masks":
+        none = {name: getattr(sample, name)[:0] for name in ("boxes_xyxy", "labels", "crowd", "difficult")}
+        return sample.replace(**none, has_boxes=False)
+    return sample
 
 
 class BatchLoader:

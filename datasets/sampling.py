@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,12 @@ from torch.utils.data import Sampler
 from effdense.errors import UserError
 from effdense.types import Bool, Int64
 
-Key = tuple[int, int] | tuple[int, int, int]
-"""An epoch, the position of an image in its index and, where it may come again in one epoch, how often it came."""
+Labels = Literal["all", "boxes", "masks"]
+"""Which of an image's labels come with it."""
+
+Key = tuple[int, int] | tuple[int, int, int, Labels]
+"""An epoch and the position of an image in its index; where the image may come again in one epoch, also how often it
+came and which of its labels come with it this time."""
 
 _ORDER = 1
 """Tells what is drawn for an order from what is drawn for an image."""
@@ -110,13 +115,17 @@ class Composition:
 
 
 class BalancedSampler(Sampler[Key]):
-    """Yields (epoch, position, draw) so that every batch has a fixed number of images with masks, and with boxes.
+    """Yields (epoch, position, draw, labels): every batch has a fixed number of images with masks, and with boxes.
 
     The rule: a batch of n takes round(n * mask_share) images, one at least and n - 1 at most, from a pool of images
     with masks, and the rest from a pool of images with boxes. In an epoch an image with both labels is in one of the
     pools, drawn by lot, so that the pools last for the same number of batches as nearly as may be. The
     epoch ends when every image was drawn; the pool that is exhausted sooner is drawn again, as often as it takes, in a
     new order each time. So within a pool the numbers of draws differ by one at most.
+
+    The first time in an epoch an image comes with all its labels. Drawn again, it comes with the label that its pool is
+    for and no other: else a few images with masks, drawn a hundred times for these, would bring their boxes as often
+    and be half of what the detection learns from.
 
     Order and draws are a function of the seed and the epoch, as `EpochSampler`'s are, and passes count the epochs in
     the same way.
@@ -179,7 +188,8 @@ class BalancedSampler(Sampler[Key]):
         (masks, boxes), (mask_draws, box_draws) = self._sizes, (self.num_batches * count for count in counts)
         epoch = (
             f"an epoch of {self.num_batches} batches draws {masks} images {mask_draws / masks:.1f} times for their "
-            f"masks and {boxes} images {box_draws / boxes:.1f} times for their boxes"
+            f"masks and {boxes} images {box_draws / boxes:.1f} times for their boxes; an image drawn again brings that "
+            "label alone"
         )
         return Composition(sum(counts), boxes=self.boxes_per_batch, masks=self.masks_per_batch, epoch=epoch)
 
@@ -205,7 +215,13 @@ class BalancedSampler(Sampler[Key]):
             for pool, count in ((with_masks, self.masks_per_batch), (with_boxes, self.boxes_per_batch))
         ]
         draws = np.concatenate(batches, axis=1).reshape(-1, 2)
-        return iter([(epoch, position, draw) for position, draw in draws[start:].tolist()])
+        pools: list[Labels] = ["masks"] * self.masks_per_batch + ["boxes"] * self.boxes_per_batch
+        return iter(
+            [
+                (epoch, position, draw, pools[number % len(pools)] if draw else "all")
+                for number, (position, draw) in enumerate(draws[start:].tolist(), start)
+            ]
+        )
 
 
 def _drawn(pool: Int64, count: int, rng: np.random.Generator) -> Int64:

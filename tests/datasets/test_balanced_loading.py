@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,7 @@ class FakeIndex:
         )
 
 
-def drawn(index: FakeIndex, epoch: int = 0, start: int = 0, **settings: Any) -> list[tuple[int, ...]]:
+def drawn(index: FakeIndex, epoch: int = 0, start: int = 0, **settings: Any) -> list[Any]:
     sampler = BalancedSampler(index.has_boxes, index.has_masks, **settings)
     sampler.set_epoch(epoch, start)
     keys = list(sampler)
@@ -140,18 +142,18 @@ def test_an_epoch_is_as_short_as_it_can_be(index: FakeIndex, batches: int) -> No
 def test_draws_are_numbered_and_each_pass_over_a_pool_has_its_own_order() -> None:
     keys = drawn(FakeIndex(0, 40, 10), batch_size=2)
     masks = keys[0::2]
-    assert [draw for _, _, draw in masks] == [0] * 10 + [1] * 10 + [2] * 10 + [3] * 10
-    passes = [tuple(position for _, position, _ in masks[first : first + 10]) for first in range(0, 40, 10)]
+    assert [draw for _, _, draw, _ in masks] == [0] * 10 + [1] * 10 + [2] * 10 + [3] * 10
+    passes = [tuple(position for _, position, _, _ in masks[first : first + 10]) for first in range(0, 40, 10)]
     assert len(set(passes)) == 4
     assert len(set(keys)) == len(keys)
-    assert {draw for _, _, draw in keys[1::2]} == {0}
+    assert {draw for _, _, draw, _ in keys[1::2]} == {0}
 
 
 def test_an_image_that_is_drawn_again_is_augmented_anew() -> None:
     data = SampleData(FakeIndex(0, 4, 1), AUGMENTED, seed=3)
-    samples = [data[0, 4, draw] for draw in range(4)]
+    samples = [data[0, 4, draw, "all"] for draw in range(4)]
     assert len({sample.image.tobytes() for sample in samples}) == 4
-    assert np.array_equal(data[0, 4, 2].image, samples[2].image)
+    assert np.array_equal(data[0, 4, 2, "all"].image, samples[2].image)
     (batch,) = list(loader_of(FakeIndex(0, 2, 1), batch_size=4))
     assert batch.image_ids[:2] == (2, 2)
     assert not torch.equal(batch.images[0], batch.images[1])
@@ -209,12 +211,52 @@ def test_batches_carry_the_labels_that_their_images_have() -> None:
     loader, composition = balanced_train_loader(index, AUGMENTED, batch_size=6, mask_share=0.4)
     for batch in loader:
         ids = np.array(batch.image_ids)
-        assert batch.with_boxes.tolist() == index.has_boxes[ids].tolist()
-        assert batch.with_masks.tolist() == index.has_masks[ids].tolist()
+        assert not (batch.with_boxes & ~torch.from_numpy(index.has_boxes[ids])).any()
+        assert not (batch.with_masks & ~torch.from_numpy(index.has_masks[ids])).any()
         assert int(batch.with_masks.sum()) >= composition.masks == 2
         assert int(batch.with_boxes.sum()) >= composition.boxes == 4
         assert batch.masks is not None
         assert (batch.masks[~batch.with_masks] == 255).all()
+
+
+FEW_OF_ONE_LABEL = [
+    pytest.param(FakeIndex(5, 95, 0), "with_boxes", id="few masks"),
+    pytest.param(FakeIndex(5, 0, 95), "with_masks", id="few boxes"),
+]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("index", "common"), FEW_OF_ONE_LABEL)
+def test_images_drawn_again_for_the_rare_label_do_not_bring_the_common_one_again(
+    index: FakeIndex, common: str, workers: int
+) -> None:
+    loader, composition = balanced_train_loader(index, AUGMENTED, batch_size=8, workers=workers)
+    seen: Counter[int] = Counter()
+    rare = 0
+    for batch in loader:
+        there = getattr(batch, common)
+        seen.update(np.array(batch.image_ids)[there.numpy()].tolist())
+        rare += int((batch.with_boxes if common == "with_masks" else batch.with_masks).sum())
+        assert int(batch.with_masks.sum()) >= composition.masks == 4
+        assert int(batch.with_boxes.sum()) >= composition.boxes == 4
+        assert (batch.boxes_xyxy[~batch.with_boxes] == -1).all()
+        assert batch.masks is not None
+        assert (batch.masks[~batch.with_masks] == 255).all()
+    assert set(seen) == set(range(100))
+    assert [seen[image_id] for image_id in range(5)] == [1] * 5
+    assert rare == 4 * len(loader) == 96  # 19 or 20 times each
+
+
+def test_an_image_brings_all_its_labels_once_an_epoch_and_then_that_of_its_pool() -> None:
+    index = FakeIndex(7, 9, 4)
+    for position, draws in itertools.groupby(
+        sorted(drawn(index, batch_size=4, mask_share=0.25), key=itemgetter(1, 2)), itemgetter(1)
+    ):
+        first, *again = [labels for _, _, _, labels in draws]
+        assert first == "all"
+        assert len(set(again)) <= 1
+        assert index.has_masks[position] or "masks" not in again
+        assert index.has_boxes[position] or "boxes" not in again
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -255,7 +297,8 @@ def test_the_rule_is_said_with_its_numbers() -> None:
     _, composition = balanced_train_loader(FakeIndex(0, 318, 106), AUGMENTED, batch_size=8)
     assert str(composition) == (
         "each batch of 8 has 4 images with masks and 4 with boxes at least; an epoch of 80 batches draws 106 images "
-        "3.0 times for their masks and 318 images 1.0 times for their boxes"
+        "3.0 times for their masks and 318 images 1.0 times for their boxes; an image drawn again brings that label "
+        "alone"
     )
 
 
