@@ -73,7 +73,7 @@ def test_the_files_are_those_of_both_tasks_byte_for_byte_but_for_the_pictures(
 
 
 def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the model find one strong and one weak box, and the class 1 in the left half and 2, a ring as the strong box, in the right."""
+    """Let the model find a strong box, a ring, and a weak one; and the class 1 in the left half, 2 in the right."""
 
     def detections(self: Detector, batch: Batch, *_: object) -> list[Detections]:
         boxes = np.array([[10, 20, 50, 60], [60, 20, 75, 60]], np.float32)
