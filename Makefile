@@ -31,7 +31,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev,lite,tensorboard]'
 	@touch $@
 
-demo: env  ## both tasks on the demo set: train, evaluate, predict; pictures and tables in runs/demo
+demo: env  ## detection, segmentation and both at once on the demo set: train, evaluate, predict; results in runs/demo
 	rm -rf $(DEMO)
 	$(BIN)/python tools/train_det.py --backbone lite0 --dataset demo --epochs 20 --eval-every 5 --out $(DEMO)/detection
 	$(BIN)/python tools/eval_det.py $(DEMO)/detection/best.safetensors --dataset demo --split test --out $(DEMO)/detection/eval
@@ -39,6 +39,9 @@ demo: env  ## both tasks on the demo set: train, evaluate, predict; pictures and
 	$(BIN)/python tools/train_seg.py --dataset demo --eval-every 5 --out $(DEMO)/segmentation
 	$(BIN)/python tools/eval_seg.py $(DEMO)/segmentation/best.safetensors --dataset demo --split test --out $(DEMO)/segmentation/eval
 	$(BIN)/python tools/predict.py $(DEMO)/segmentation/best.safetensors --dataset demo --split test --out $(DEMO)/segmentation/drawn
+	$(BIN)/python tools/train_multi.py --dataset demo --epochs 10 --eval-every 5 --out $(DEMO)/multitask
+	$(BIN)/python tools/eval_multi.py $(DEMO)/multitask/best.safetensors --dataset demo --split test --out $(DEMO)/multitask/eval
+	$(BIN)/python tools/predict.py $(DEMO)/multitask/best.safetensors --dataset demo --split test --out $(DEMO)/multitask/drawn
 
 test: check  ## every check: ruff, mypy strict, pytest without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
