@@ -139,9 +139,9 @@ class MultitaskModel(nn.Module):
             self.check_batch(len(images), len(images), (images.shape[-2], images.shape[-1]))
         x = self._prepared(images)
         features = self.backbone.features(x)
-        pyramid = self._pyramid(features)
+        pyramid = self._pyramid([features[i] for i in self._det_levels])
         class_logits, box_codes = self.detection["head"](pyramid)
-        decoded = self._decoded(x, features, pyramid)
+        decoded = self._decoded(x, [features[i] for i in self._seg_levels], pyramid)
         return class_logits, box_codes, self.segmentation["head"](decoded)
 
     def training_outputs(
@@ -167,19 +167,20 @@ class MultitaskModel(nn.Module):
             return outputs
         if self.training:
             self.check_batch(len(boxed), len(masked), (images.shape[-2], images.shape[-1]))
-        x = self._prepared(_rows(images, labelled))
-        boxed, masked = [labelled.index(i) for i in boxed], [labelled.index(i) for i in masked]
+        (images,) = _picked([images], _rows(labelled, range(len(images)), images.device))
+        x = self._prepared(images)
+        of_boxes, of_masks = (_rows(own, labelled, x.device) for own in (boxed, masked))
         features = self.backbone.features(x)
-        shared = self._pyramid(features) if self.spec.shares_bifpn else []
+        read = [features[i] for i in self._det_levels]
+        shared = self._pyramid(read) if self.spec.shares_bifpn else []
         if boxed:
-            own = [_rows(level, boxed) for level in shared or features]
+            own = _picked(shared or read, of_boxes)
             outputs.class_logits, outputs.box_codes = self.detection["head"](own if shared else self._pyramid(own))
         if masked:
-            x, features = _rows(x, masked), [_rows(level, masked) for level in features]
-            decoded = self._decoded(x, features, [_rows(level, masked) for level in shared[:1]])
+            x, *levels = _picked([x, *(features[i] for i in self._seg_levels)], of_masks)
+            decoded = self._decoded(x, levels, _picked(shared[:1], of_masks))
             outputs.masks = {"logits": self.segmentation["head"](decoded)}
             if "auxiliary" in self.segmentation:
-                levels = [features[i] for i in self._seg_levels]
                 outputs.masks["auxiliary"] = auxiliary_logits(self.segmentation["auxiliary"], levels, x)
         return outputs
 
@@ -287,13 +288,12 @@ class MultitaskModel(nn.Module):
         check_size((images.shape[-2], images.shape[-1]), self.spec.segmentation.arch)
         return self.backbone.normalise(images)
 
-    def _pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
-        pyramid: list[Tensor] = self.detection["neck"]([features[i] for i in self._det_levels])
+    def _pyramid(self, levels: list[Tensor]) -> list[Tensor]:
+        pyramid: list[Tensor] = self.detection["neck"](levels)
         return pyramid
 
-    def _decoded(self, x: Tensor, features: Sequence[Tensor], pyramid: Sequence[Tensor]) -> Tensor:
+    def _decoded(self, x: Tensor, levels: Sequence[Tensor], pyramid: Sequence[Tensor]) -> Tensor:
         """Return the map (B, C, h, w) that the segmentation head reads."""
-        levels = [features[i] for i in self._seg_levels]
         decoder = self.segmentation["decoder"]
         if self.spec.shares_bifpn:
             p2: Tensor = decoder(levels[0], pyramid[0])
@@ -465,8 +465,16 @@ def _positions(flags: Tensor | None, num_images: int) -> list[int]:
     return [i for i, there in enumerate(flags.tolist()) if there]
 
 
-def _rows(values: Tensor, positions: Sequence[int]) -> Tensor:
-    """Return the rows of a batch (B, ...) at some positions; all of them cost nothing."""
-    if len(positions) == len(values):
-        return values
-    return values[torch.tensor(positions, device=values.device)]
+def _rows(chosen: Sequence[int], images: Sequence[int], device: torch.device) -> Tensor | None:
+    """Return where some of the images of a batch are, as an index on a device; None where that is all of them."""
+    if len(chosen) == len(images):
+        return None
+    rows = torch.tensor([images.index(image) for image in chosen], dtype=torch.int64)
+    if device.type == "cuda":
+        rows = rows.pin_memory()  # else the copy would wait for all that the device still has to do
+    return rows.to(device, non_blocking=True)
+
+
+def _picked(maps: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
+    """Return the rows of maps (B, ...), in their memory format; all of them without a copy."""
+    return list(maps) if rows is None else [values[rows] for values in maps]

@@ -3,17 +3,19 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import effdense
 from effdense.backbones.registry import create_backbone
 from effdense.errors import UserError
 from effdense.tasks.detection.model import create_efficientdet
 from effdense.tasks.detection.predict import load_detector
-from effdense.tasks.multitask.model import PARTS, MultitaskModel, MultitaskOutputs
+from effdense.tasks.multitask.model import PARTS, MultitaskModel, MultitaskOutputs, _picked, _rows
 from effdense.tasks.segmentation.predict import load_segmenter
 from effdense.training.ema import ModelEma
 
@@ -212,6 +214,51 @@ def test_outputs_come_for_the_labelled_images_in_their_order() -> None:
     torch.testing.assert_close(outputs.class_logits, class_logits[[0, 2, 3]], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(outputs.box_codes, box_codes[[0, 2, 3]], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(outputs.masks["logits"], masks[[1]], rtol=1e-4, atol=1e-4)
+
+
+class Copies(TorchDispatchMode):
+    """Notes which rows are taken of maps of which size, in floating point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides: dict[int, list[int]] = {}
+        self.indices: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor and args[0].is_floating_point():
+            (rows,) = args[1]
+            if not any(rows is known for known in self.indices):
+                self.indices.append(rows)
+            self.sides.setdefault(len(rows), []).append(args[0].shape[-1])
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("arch", "of_boxes", "of_masks"),
+    [
+        pytest.param("unet", [8, 4, 2], [64, 32, 16, 8, 4, 2], id="unet"),
+        pytest.param("fpn", [8, 4, 2], [64, 16, 8, 4, 2], id="fpn"),
+        pytest.param("bifpn", [8, 4, 2, 1, 1], [64, 16, 8, 4, 2, 8], id="bifpn: the pyramid is copied, and P3 of it"),
+    ],
+)
+def test_of_a_mixed_batch_each_head_copies_the_levels_that_it_reads_by_one_index(
+    arch: str, of_boxes: list[int], of_masks: list[int]
+) -> None:
+    model = model_of(arch).eval()
+    with Copies() as copies, torch.no_grad():
+        model.training_outputs(images(3), flags("xx-"), flags("--x"))
+    assert copies.sides == {2: of_boxes, 1: of_masks}
+    assert len(copies.indices) == 2
+    with Copies() as copies, torch.no_grad():
+        model.training_outputs(images(2), flags("xx"), flags("xx"))
+    assert not copies.indices
+
+
+def test_the_rows_of_a_batch_keep_their_memory_format() -> None:
+    x = images(3).contiguous(memory_format=torch.channels_last).float()
+    (picked,) = _picked([x], _rows([0, 2], range(3), x.device))
+    assert torch.equal(picked, x[::2])
+    assert picked.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_flags_of_another_batch_are_refused() -> None:
