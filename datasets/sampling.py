@@ -215,13 +215,14 @@ class BalancedSampler(Sampler[Key]):
             for pool, count in ((with_masks, self.masks_per_batch), (with_boxes, self.boxes_per_batch))
         ]
         draws = np.concatenate(batches, axis=1).reshape(-1, 2)
-        pools: list[Labels] = ["masks"] * self.masks_per_batch + ["boxes"] * self.boxes_per_batch
-        return iter(
-            [
-                (epoch, position, draw, pools[number % len(pools)] if draw else "all")
-                for number, (position, draw) in enumerate(draws[start:].tolist(), start)
-            ]
-        )
+        numbered = enumerate(draws[start:].tolist(), start)
+        return iter([(epoch, position, draw, self._labels(number, draw)) for number, (position, draw) in numbered])
+
+    def _labels(self, number: int, draw: int) -> Labels:
+        """Return which labels come with an image that is the epoch's ``number``-th, and came ``draw`` times before."""
+        if draw == 0:
+            return "all"
+        return "masks" if number % (self.masks_per_batch + self.boxes_per_batch) < self.masks_per_batch else "boxes"
 
 
 def _drawn(pool: Int64, count: int, rng: np.random.Generator) -> Int64:

@@ -15,6 +15,7 @@ names) are translated on reading and on writing and are known nowhere in between
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,11 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def rows(self, positions: Sequence[int]) -> Batch:
+        """Return the batch of the images at some positions."""
+        chosen = self._map(lambda tensor: tensor[list(positions)])
+        return replace(chosen, image_ids=tuple(self.image_ids[position] for position in positions))
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory (the DataLoader's hook)."""

@@ -1,4 +1,4 @@
-"""Score both heads in one pass over labelled images: what each finds comes from `Multitask.run`, as in prediction."""
+"""Score both heads in one pass over labelled images, by what prediction finds in them: `Multitask.run_parts`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import distributed
 
 from effdense.datasets.index import DetectionIndex, stated_size
@@ -100,7 +101,7 @@ def evaluate(
     images = MultitaskIndex.of(with_boxes, with_masks)
     started = time.perf_counter()
     rank, world_size = place()
-    rows = iter(images.rows[rank::world_size].tolist())
+    rows = images.rows[rank::world_size]
     loader = eval_loader(
         _Images(images),
         multitask.transform,
@@ -111,12 +112,15 @@ def evaluate(
         world_size=world_size,
     )
     for batch in loader:
-        for found in multitask.run(batch, confidence=calibration):
-            box_row, mask_row = next(rows)
-            if boxes is not None and box_row != NONE:
-                boxes.add(box_row, found.detections)
-            if masks is not None and mask_row != NONE:
-                masks.add(mask_row, found.segmentation)
+        (box_rows, mask_rows), rows = rows[: len(batch.image_ids)].T, rows[len(batch.image_ids) :]
+        boxed, masked = (np.flatnonzero(part != NONE).tolist() for part in (box_rows, mask_rows))
+        objects, pixels = multitask.run_parts(batch, boxed, masked, confidence=calibration)
+        if boxes is not None:
+            for row, detections in zip(box_rows[boxed].tolist(), objects, strict=True):
+                boxes.add(row, detections)
+        if masks is not None:
+            for row, found in zip(mask_rows[masked].tolist(), pixels, strict=True):
+                masks.add(row, found)
     speed = len(images) / max(time.perf_counter() - started, 1e-9)
     scored = None
     if boxes is not None:

@@ -22,7 +22,7 @@ from effdense.tasks.multitask.specs import check_size, least_size, spec_from_dic
 from effdense.tasks.segmentation.memory import PROBE, ForwardMemory, forward_in_words, memory_errors_explained
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.training.checkpoint import read_tensors, save_model
-from effdense.types import Batch, MultitaskResult, Sample
+from effdense.types import Batch, Detections, MultitaskResult, Sample, Segmentation
 
 TASK = MULTITASK
 
@@ -177,7 +177,6 @@ class Multitask:
         for batch in batches(samples, self.transform, batch_size):
             yield from self.run(batch, probabilities=probabilities)
 
-    @torch.inference_mode()
     def run(self, batch: Batch, *, probabilities: bool = False, confidence: bool = False) -> Iterator[MultitaskResult]:
         """Yield objects and pixels of each image of a batch that `transform` and `collate` made, from one pass.
 
@@ -189,12 +188,44 @@ class Multitask:
         Raises:
             UserError: something does not fit into memory, or the network does not take images of this size.
         """
-        batch = batch.to(self.device)
-        class_logits, box_codes, mask_logits = self._forward(batch.images)
-        objects = self._detector.from_outputs(batch, class_logits, box_codes)
-        pixels = self._segmenter.from_logits(batch, mask_logits, probabilities=probabilities, confidence=confidence)
+        every = range(len(batch.image_ids))
+        objects, pixels = self.run_parts(batch, every, every, probabilities=probabilities, confidence=confidence)
         for detections, segmentation in zip(objects, pixels, strict=True):
             yield MultitaskResult(detections, segmentation)
+
+    @torch.inference_mode()
+    def run_parts(
+        self,
+        batch: Batch,
+        boxes: Sequence[int],
+        masks: Sequence[int],
+        *,
+        probabilities: bool = False,
+        confidence: bool = False,
+    ) -> tuple[list[Detections], Iterator[Segmentation]]:
+        """Return objects of some images of a batch and yield the pixels of some, from one pass, as `run` does of all.
+
+        Args:
+            batch: as for `run`.
+            boxes: positions in the batch of the images whose objects are wanted.
+            masks: positions of those whose pixels are wanted.
+            probabilities: as for `run`.
+            confidence: as for `run`.
+
+        Raises:
+            UserError: as `run`.
+        """
+        batch = batch.to(self.device)
+        class_logits, box_codes, mask_logits = self._forward(batch.images)
+        objects: list[Detections] = []
+        pixels: Iterator[Segmentation] = iter(())
+        if boxes:
+            objects = self._detector.from_outputs(*_chosen(boxes, batch, class_logits, box_codes))
+        if masks:
+            pixels = self._segmenter.from_logits(
+                *_chosen(masks, batch, mask_logits), probabilities=probabilities, confidence=confidence
+            )
+        return objects, pixels
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return class logits, box codes and mask logits of images (B, 3, H, W)."""
@@ -237,6 +268,13 @@ class Multitask:
         save_model(path, model, header)
 
 
+def _chosen(positions: Sequence[int], batch: Batch, *outputs: Tensor) -> tuple[Any, ...]:
+    """Return a batch and its outputs (B, ...) at some positions; all of it without a copy."""
+    if len(positions) == len(batch.image_ids):
+        return batch, *outputs
+    return batch.rows(positions), *(output[list(positions)] for output in outputs)
+
+
 def load_multitask(path: Path) -> Multitask:
     """Read what `Multitask.save` or a training run wrote; needs nothing else and downloads nothing.
 
@@ -248,6 +286,8 @@ def load_multitask(path: Path) -> Multitask:
         raise lacks_part(path, header.get("task"), TASK)
     try:
         multitask = _from_header(header, str(path))
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(

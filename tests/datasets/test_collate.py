@@ -94,6 +94,23 @@ def test_every_tensor_of_a_batch_moves() -> None:
     assert {"masks", "with_boxes", "with_masks"} < set(tensors)
 
 
+@pytest.mark.parametrize("positions", [[2, 0], [1], []], ids=str)
+def test_rows_of_a_batch_are_the_batch_of_these_images(positions: list[int]) -> None:
+    samples = [
+        _sample(1, mask=True).replace(image_id=5),
+        _sample(0).replace(image_id=7),
+        _sample(2).replace(image_id=9),
+    ]
+    batch = collate(samples)
+    rows = batch.rows(positions)
+    assert rows.image_ids == tuple(samples[position].image_id for position in positions)
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            found = getattr(rows, name)
+            assert found.shape == (len(positions), *value.shape[1:]), name
+            assert all(torch.equal(one, value[i]) for one, i in zip(found, positions, strict=True)), name
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [

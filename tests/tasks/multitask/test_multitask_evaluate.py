@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from effdense.plots import save_figure
 from effdense.tasks.detection import evaluate as detection
 from effdense.tasks.detection.metrics.coco_metrics import coco_metrics
 from effdense.tasks.detection.metrics.tables import DetectionTable
+from effdense.tasks.detection.predict import Detector
 from effdense.tasks.multitask.evaluate import MultitaskEvaluation, evaluate
 from effdense.tasks.multitask.model import create_multitask
 from effdense.tasks.multitask.plots import plot_training
 from effdense.tasks.multitask.predict import Multitask, load_multitask
 from effdense.tasks.segmentation import evaluate as segmentation
+from effdense.tasks.segmentation.predict import Segmenter
+from effdense.types import Batch
 
 THINGS, STUFF = ("ant", "bee"), ("background", "low", "high")
 WITH_BOXES, WITH_MASKS, ALL = range(5), range(3, 8), range(8)
@@ -162,18 +166,29 @@ def test_the_numbers_are_those_of_the_two_evaluations_to_the_last_digit(
 def test_every_image_is_run_once_and_scored_by_what_it_carries(
     boxes: bool, masks: bool, images: int, multitask: Multitask, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    run = Multitask.run
-    monkeypatch.setattr(
-        Multitask, "run", lambda self, batch, **k: seen.extend(batch.image_ids) or run(self, batch, **k)
-    )
     with_boxes, with_masks = _indices(root)
     alone = _single(multitask, with_boxes, with_masks, 2)
+    made: Counter[str] = Counter()
+
+    def count(runner: type, name: str) -> None:
+        original = getattr(runner, name)
+
+        def counted(self: Any, batch: Batch, *args: Any, **kwargs: Any) -> Any:
+            made[name] += len(batch.image_ids)
+            return original(self, batch, *args, **kwargs)
+
+        monkeypatch.setattr(runner, name, counted)
+
+    count(Multitask, "run_parts")
+    count(Detector, "from_outputs")
+    count(Segmenter, "from_logits")
     found = evaluate(
         multitask, with_boxes if boxes else None, with_masks if masks else None,
         batch_size=2, boundary=True, calibration=True,
     )  # fmt: skip
-    assert len(seen) == images
+    assert made["run_parts"] == images
+    assert made["from_outputs"] == boxes * len(WITH_BOXES)
+    assert made["from_logits"] == masks * len(WITH_MASKS)
     assert (found.detection is not None, found.segmentation is not None) == (boxes, masks)
     expected = MultitaskEvaluation(alone.detection if boxes else None, alone.segmentation if masks else None, 0.0)
     assert _numbers(found) == _numbers(expected)
