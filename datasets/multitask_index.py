@@ -116,6 +116,10 @@ class MultitaskIndex:
         assert self.segmentation is not None
         return self.segmentation.path(mask_row)
 
+    def path_of(self, image_id: int) -> Path:
+        """Return the image file of one of ``image_ids``, which no data set need know."""
+        return self.path(int(np.flatnonzero(self.image_ids == image_id)[0]))
+
     def sample(self, position: int) -> Sample:
         """Read an image, once, with every label that it has.
 

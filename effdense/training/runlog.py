@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ class LossMeter:
 
     Args:
         every: steps between two reads; 1 on a CPU, where reading is free.
+        path_of: the file of an image by its id, where the user does not know the ids.
     """
 
-    def __init__(self, every: int = 1) -> None:
+    def __init__(self, every: int = 1, path_of: Callable[[int], Path] | None = None) -> None:
         self.every = every
+        self.path_of = path_of
         self.sums: dict[str, float] = {}
         self.steps: dict[str, int] = {}
         self._waiting: list[tuple[int, tuple[int, ...], dict[str, torch.Tensor]]] = []
@@ -47,7 +50,7 @@ class LossMeter:
         """Read the terms still on the device.
 
         Raises:
-            NonFiniteLossError: naming step, image ids and every term.
+            NonFiniteLossError: naming step, images and every term.
         """
         waiting = [value.float() for _, _, losses in self._waiting for value in losses.values()]
         values = iter(torch.stack(waiting).tolist() if waiting else [])  # all at once: the device waits once
@@ -56,7 +59,7 @@ class LossMeter:
             if not all(math.isfinite(value) for value in row.values()):
                 terms = ", ".join(f"{name} {value:g}" for name, value in row.items())
                 raise NonFiniteLossError(
-                    f"the loss is not finite at step {step} ({terms}; image ids {list(image_ids)}): "
+                    f"the loss is not finite at step {step} ({terms}; {self._in_words(image_ids)}): "
                     "lower --lr, raise --warmup-epochs, or look at those images; the files of the run are as the last "
                     "finished epoch left them"
                 )
@@ -64,6 +67,11 @@ class LossMeter:
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.steps[name] = self.steps.get(name, 0) + 1
         self._waiting.clear()
+
+    def _in_words(self, image_ids: tuple[int, ...]) -> str:
+        if self.path_of is None:
+            return f"image ids {list(image_ids)}"
+        return f"images {', '.join(str(self.path_of(image_id)) for image_id in image_ids)}"
 
     def means(self) -> dict[str, float]:
         """Return the mean of each term so far."""
@@ -80,8 +88,9 @@ class LossMeter:
         return {"sums": dict(self.sums), "steps": dict(self.steps)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.sums, self.steps = dict(state["sums"]), dict(state["steps"])
+        """Go on from a saved state; one number of steps, of an earlier version, is that of every term."""
+        self.sums, steps = dict(state["sums"]), state["steps"]
+        self.steps = dict.fromkeys(self.sums, steps) if isinstance(steps, int) else dict(steps)
 
 
 class MetricsFile:
@@ -143,6 +152,26 @@ class Board:
         """Flush what was written."""
         if self._writer is not None:
             self._writer.close()
+
+
+def write_record(
+    record: dict[str, Any], losses: Collection[str], *, metrics: MetricsFile, board: Board, step: int
+) -> None:
+    """Write an epoch's numbers, and when it ended, as a line of metrics.jsonl and at a step of TensorBoard.
+
+    Args:
+        record: the numbers by name; None is one that there is nothing to measure for.
+        losses: names of those that are loss terms, which TensorBoard groups.
+        metrics: the file.
+        board: TensorBoard.
+        step: optimizer steps taken.
+
+    Raises:
+        UserError: the line cannot be written.
+    """
+    metrics.append({**record, "time": time.time()})
+    scalars = {name: value for name, value in record.items() if name not in ("epoch", "step") and value is not None}
+    board.scalars({f"loss/{name}" if name in losses else name: value for name, value in scalars.items()}, step)
 
 
 class EpochBar:

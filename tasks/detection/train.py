@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ from effdense.training.run_folder import (
     make_run_folder,
     require_same_data,
 )
-from effdense.training.runlog import Board, EpochBar, LossMeter, MetricsFile
+from effdense.training.runlog import Board, EpochBar, LossMeter, MetricsFile, write_record
 from effdense.types import Batch
 
 log = logging.getLogger(__name__)
@@ -101,8 +100,9 @@ def train(config: DetectionConfig, folder: Path, *, resume: bool = False) -> Pat
                 losses, speed = train_one_epoch(run, watch)
                 lr = lr_at(learner, progress.step - 1)
                 record = {"epoch": progress.epoch + 1, "step": progress.step, "lr": lr, **losses}
+                record["images_per_second"] = speed
                 evaluation = evaluate_epoch(run) if evaluation_due(learner) else None
-                finish_epoch(run, record, evaluation, speed, board)
+                finish_epoch(run, record, list(losses), evaluation, board)
                 if watch.requested and progress.epoch < config.epochs:
                     watch.stop(f"Stopped after epoch {progress.epoch}; go on with: --resume {folder}")
     finally:
@@ -197,31 +197,25 @@ def evaluate_epoch(run: Run) -> Evaluation:
     return evaluation
 
 
-def finish_epoch(run: Run, record: dict[str, Any], evaluation: Evaluation | None, speed: float, board: Board) -> None:
+def finish_epoch(
+    run: Run, record: dict[str, Any], losses: list[str], evaluation: Evaluation | None, board: Board
+) -> None:
     """Write the epoch's files; the state comes last, so that a crash at any point repeats the epoch and no more."""
-    run.progress.epoch += 1
+    progress = run.progress
+    progress.epoch += 1
     detector = run.evaluated()
-    detector.header = header_of(run, evaluation, run.progress.epoch)
+    detector.header = header_of(run, evaluation, progress.epoch)
     detector.save(run.folder / LAST)
     if evaluation is not None:
         record.update(evaluation.coco.metrics)
-    record["images_per_second"] = speed
-    record["time"] = time.time()
-    run.metrics.append(record)
-    board.scalars({name: value for name, value in run_scalars(record).items() if value is not None}, run.progress.step)
+    write_record(record, losses, metrics=run.metrics, board=board, step=progress.step)
     save(run)
     scores = "" if evaluation is None else f"  mAP {evaluation.map:.4f}  mAP50 {evaluation.coco.metrics['AP50']:.4f}"
-    if run.progress.best_epoch == run.progress.epoch:
+    if progress.best_epoch == progress.epoch:
         scores += "  best"
     terms = "  ".join(f"{name} {record[name]:.4f}" for name in ("total", "class", "box"))
-    log.info("epoch %d/%d  %s%s  %.1f img/s", run.progress.epoch, run.config.epochs, terms, scores, speed)
-
-
-def run_scalars(record: dict[str, Any]) -> dict[str, float | None]:
-    """Return the numbers of a record, named as TensorBoard groups them."""
-    losses = ("total", "class", "box")
-    skip = ("epoch", "step", "time")
-    return {(f"loss/{k}" if k in losses else k): v for k, v in record.items() if k not in skip}
+    speed = record["images_per_second"]
+    log.info("epoch %d/%d  %s%s  %.1f img/s", progress.epoch, run.config.epochs, terms, scores, speed)
 
 
 def header_of(run: Run, evaluation: Evaluation | None, epoch: int) -> dict[str, Any]:

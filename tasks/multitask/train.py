@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ from effdense.training.run_folder import (
     make_run_folder,
     require_same_data,
 )
-from effdense.training.runlog import Board, EpochBar, LossMeter, MetricsFile
+from effdense.training.runlog import Board, EpochBar, LossMeter, MetricsFile, write_record
 from effdense.types import Batch
 
 log = logging.getLogger(__name__)
@@ -112,8 +111,9 @@ def train(config: MultitaskConfig, folder: Path, *, resume: bool = False) -> Pat
                 losses, speed = train_one_epoch(run, watch)
                 lr = lr_at(learner, progress.step - 1)
                 record = {"epoch": progress.epoch + 1, "step": progress.step, "lr": lr, **losses}
+                record["images_per_second"] = speed
                 evaluation = evaluate_epoch(run) if evaluation_due(learner) else None
-                finish_epoch(run, record, list(losses), evaluation, speed, board)
+                finish_epoch(run, record, list(losses), evaluation, board)
                 if watch.requested and progress.epoch < config.epochs:
                     watch.stop(f"Stopped after epoch {progress.epoch}; go on with: --resume {folder}")
     finally:
@@ -172,13 +172,13 @@ def train_one_epoch(run: Run, watch: InterruptWatch) -> tuple[dict[str, float], 
         The mean of each loss term and of each measured gradient norm; and images a second.
 
     Raises:
-        NonFiniteLossError: naming step, image ids and terms.
+        NonFiniteLossError: naming step, images and terms.
         KeyboardInterrupt: after Ctrl-C, with the state saved.
     """
     learner, progress, device = run.learner, run.progress, run.multitask.device
     learner.model.train()
     run.loader.set_epoch(progress.epoch, start=progress.batches * run.config.batch_size)
-    meter = LossMeter(every=1 if device.type == "cpu" else 20)
+    meter = LossMeter(every=1 if device.type == "cpu" else 20, path_of=run.data.train.path_of)
     if progress.batches:
         meter.restore(progress.meter)
     else:
@@ -225,10 +225,9 @@ def losses_of(run: Run, model: MultitaskModel, batch: Batch) -> dict[str, Tensor
 
 
 def gradients_due(run: Run) -> bool:
-    """Whether the gradient of each task is measured in the batch under way."""
+    """Whether the gradient of each task is measured in the batch under way: the first of a step that is due."""
     every, progress = run.config.gradients_every, run.progress
-    batches_done = progress.epoch * len(run.loader) + progress.batches
-    return every > 0 and batches_done % every == 0
+    return every > 0 and progress.step % every == 0 and progress.batches % run.config.accumulate == 0
 
 
 def evaluate_epoch(run: Run) -> MultitaskEvaluation:
@@ -253,7 +252,6 @@ def finish_epoch(
     record: dict[str, Any],
     losses: list[str],
     evaluation: MultitaskEvaluation | None,
-    speed: float,
     board: Board,
 ) -> None:
     """Write the epoch's files; the state comes last, so that a crash at any point repeats the epoch and no more."""
@@ -266,18 +264,13 @@ def finish_epoch(
     record |= {"images_with_boxes": run.labels_seen[TASKS[0]], "images_with_masks": run.labels_seen[TASKS[1]]}
     if evaluation is not None:
         record.update(evaluation.summary())
-    record["images_per_second"] = speed
-    record["time"] = time.time()
-    run.metrics.append(record)
     terms = [name for name in losses if not name.startswith("gradient_")]
-    scalars = {f"loss/{name}" if name in terms else name: value for name, value in record.items()}
-    unwanted = ("epoch", "step", "time")
-    board.scalars({k: v for k, v in scalars.items() if k not in unwanted and v is not None}, progress.step)
+    write_record(record, terms, metrics=run.metrics, board=board, step=progress.step)
     save(run)
-    log.info("%s", epoch_line(run, record, evaluation, speed))
+    log.info("%s", epoch_line(run, record, evaluation))
 
 
-def epoch_line(run: Run, record: dict[str, Any], evaluation: MultitaskEvaluation | None, speed: float) -> str:
+def epoch_line(run: Run, record: dict[str, Any], evaluation: MultitaskEvaluation | None) -> str:
     """Return what an epoch's line in the log says: of each task its loss, weight and gradient norm; then the scores."""
     parts = [f"epoch {run.progress.epoch}/{run.config.epochs}"]
     for task in TASKS:
@@ -290,7 +283,7 @@ def epoch_line(run: Run, record: dict[str, Any], evaluation: MultitaskEvaluation
         parts.append(evaluation.line())
     if run.progress.best_epoch == run.progress.epoch:
         parts.append("best")
-    return "  ".join([*parts, f"{speed:.1f} img/s"])
+    return "  ".join([*parts, f"{record['images_per_second']:.1f} img/s"])
 
 
 def header_of(run: Run, evaluation: MultitaskEvaluation | None, epoch: int) -> dict[str, Any]:

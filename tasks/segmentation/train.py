@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ from effdense.training.run_folder import (
     make_run_folder,
     require_same_data,
 )
-from effdense.training.runlog import Board, EpochBar, LossMeter, MetricsFile
+from effdense.training.runlog import Board, EpochBar, LossMeter, MetricsFile, write_record
 from effdense.types import Batch
 
 log = logging.getLogger(__name__)
@@ -105,8 +104,9 @@ def train(config: SegmentationConfig, folder: Path, *, resume: bool = False) -> 
                 losses, speed = train_one_epoch(run, watch)
                 lr = lr_at(learner, progress.step - 1)
                 record = {"epoch": progress.epoch + 1, "step": progress.step, "lr": lr, **losses}
+                record["images_per_second"] = speed
                 evaluation = evaluate_epoch(run) if evaluation_due(learner) else None
-                finish_epoch(run, record, list(losses), evaluation, speed, board)
+                finish_epoch(run, record, list(losses), evaluation, board)
                 if watch.requested and progress.epoch < config.epochs:
                     watch.stop(f"Stopped after epoch {progress.epoch}; go on with: --resume {folder}")
     finally:
@@ -193,7 +193,7 @@ def evaluate_epoch(run: Run) -> Evaluation:
 
 
 def finish_epoch(
-    run: Run, record: dict[str, Any], losses: list[str], evaluation: Evaluation | None, speed: float, board: Board
+    run: Run, record: dict[str, Any], losses: list[str], evaluation: Evaluation | None, board: Board
 ) -> None:
     """Write the epoch's files; the state comes last, so that a crash at any point repeats the epoch and no more."""
     progress = run.progress
@@ -203,17 +203,13 @@ def finish_epoch(
     segmenter.save(run.folder / LAST)
     if evaluation is not None:
         record.update(evaluation.scores.summary())
-    record["images_per_second"] = speed
-    record["time"] = time.time()
-    run.metrics.append(record)
-    scalars = {f"loss/{name}" if name in losses else name: value for name, value in record.items()}
-    unwanted = ("epoch", "step", "time")
-    board.scalars({k: v for k, v in scalars.items() if k not in unwanted and v is not None}, progress.step)
+    write_record(record, losses, metrics=run.metrics, board=board, step=progress.step)
     save(run)
     scores = "" if evaluation is None else f"  mIoU {evaluation.miou:.4f}"
     if progress.best_epoch == progress.epoch:
         scores += "  best"
     terms = "  ".join(f"{name} {record[name]:.4f}" for name in losses if name != "total" or len(losses) > 2)
+    speed = record["images_per_second"]
     log.info("epoch %d/%d  %s%s  %.1f img/s", progress.epoch, run.config.epochs, terms, scores, speed)
 
 

@@ -229,6 +229,8 @@ def test_ids_that_collide_are_replaced_and_each_task_keeps_its_own(voc) -> None:
     assert [index.sample(i).image_id for i in range(3)] == [1, 2, 3]
     assert detection.image_ids[index.rows[[0, 1], 0]].tolist() == [1, 2]
     assert segmentation.image_ids[index.rows[[1, 2], 1]].tolist() == [1, 2]
+    assert [index.path_of(image_id).stem for image_id in (1, 2, 3)] == ["a", "b", "c"]
+    assert index.select([2, 0]).path_of(3).stem == "c"
 
 
 # sizes and EXIF

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from effdense.errors import UserError
-from effdense.training.runlog import EpochBar, LossMeter, MetricsFile, NonFiniteLossError
+from effdense.training.runlog import Board, EpochBar, LossMeter, MetricsFile, NonFiniteLossError, write_record
 
 
 def _losses(value: float) -> dict[str, torch.Tensor]:
@@ -85,6 +85,19 @@ def test_a_meter_with_terms_missing_goes_on_from_a_saved_state() -> None:
     assert second.state() == whole.state()
 
 
+def test_a_meter_goes_on_from_the_state_of_a_version_that_counted_steps_alone() -> None:
+    meter = LossMeter()
+    meter.restore({"sums": {"class": 6.0, "box": 3.0}, "steps": 3})
+    meter.add(3, (), {"class": torch.tensor(2.0)})
+    assert meter.means() == {"class": 2.0, "box": 1.0}
+
+
+def test_images_are_named_by_their_files_where_these_are_known() -> None:
+    meter = LossMeter(path_of=lambda image_id: Path(f"photos/{image_id}.jpg"))
+    with pytest.raises(NonFiniteLossError, match=r"at step 4 \(box nan; images photos/7\.jpg, photos/9\.jpg\): lower"):
+        meter.add(4, (7, 9), {"box": torch.tensor(math.nan)})
+
+
 def test_a_step_that_lacks_terms_is_named_with_those_that_it_has() -> None:
     meter = LossMeter(3)
     meter.add(0, (1,), {"box": torch.tensor(0.5)})
@@ -146,6 +159,23 @@ def test_a_cut_on_resuming_that_fails_leaves_the_file_as_it_was(
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [
         ("metrics.jsonl", '{"epoch": 0}\n{"epoch": 1}\n')
     ]
+
+
+def test_a_record_is_a_line_of_the_file_and_its_numbers_are_drawn_with_the_losses_together(tmp_path: Path) -> None:
+    drawn: list[tuple[dict[str, float], int]] = []
+
+    class Noting(Board):
+        def __init__(self) -> None: ...
+
+        def scalars(self, values: dict[str, float], step: int) -> None:
+            drawn.append((values, step))
+
+    record = {"epoch": 2, "step": 40, "lr": 0.1, "total": 3.0, "box": 1.0, "mIoU": 0.5, "APlarge": None}
+    write_record(record, ["box", "total"], metrics=MetricsFile(tmp_path / "metrics.jsonl"), board=Noting(), step=40)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line.pop("time") > 0
+    assert line == record
+    assert drawn == [({"lr": 0.1, "loss/total": 3.0, "loss/box": 1.0, "mIoU": 0.5}, 40)]
 
 
 def test_the_bar_is_silent_where_the_output_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,8 @@ from effdense.tasks.segmentation.model import create_segmentation_model
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.tasks.segmentation.run import begin as begin_segmentation
 from effdense.training.checkpoint import read_tensors
+from effdense.training.interrupt import InterruptWatch
+from effdense.training.runlog import NonFiniteLossError
 from effdense.types import Batch, Detections, Segmentation
 
 BACKBONE = "test_efficientnet"
@@ -129,6 +131,52 @@ def test_measuring_gradients_does_not_change_the_run(labelled: Path, run: Path, 
         assert {k: v for k, v in one.items() if k not in unlike} == {k: v for k, v in two.items() if k not in unlike}
     first, second = (read_tensors(folder / "last.safetensors") for folder in (run, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("every", "measured"),
+    [
+        pytest.param(0, [], id="never"),
+        pytest.param(1, [(0, 0), (1, 2), (2, 0), (3, 2)], id="every step"),
+        pytest.param(2, [(0, 0), (2, 0)], id="every second"),
+        pytest.param(3, [(0, 0), (3, 2)], id="every third"),
+    ],
+)
+def test_gradients_are_measured_once_in_each_optimizer_step_that_is_due(
+    every: int, measured: list[tuple[int, int]], labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve(_config(tmp_path / "run", **_sources(labelled), epochs=2, accumulate=2, gradients_every=every))
+    run = loop.start(config, tmp_path / "run", resume=False)
+    due = []
+    monkeypatch.setattr(run.balance, "observe", lambda *_: due.append((run.progress.step, run.progress.batches)))
+    with InterruptWatch() as watch:
+        for _ in range(2):  # of three batches, hence of two steps
+            loop.train_one_epoch(run, watch)
+            run.progress.epoch += 1
+    assert due == measured
+
+
+def test_a_loss_that_is_not_finite_names_the_files_of_its_images(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Batch] = []
+    original = loop.losses_of
+
+    def broken(run: loop.Run, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append(batch)
+        losses = original(run, model, batch)
+        return {**losses, "total": losses["total"] * float("nan")}
+
+    monkeypatch.setattr(loop, "losses_of", broken)
+    with pytest.raises(NonFiniteLossError) as error:
+        _train(tmp_path / "run", **_sources(labelled))
+    # COCO's ids, from 0 on, collide with the others': numbered anew from 1 on, these come last, train10 before train7
+    order = [
+        *(f"boxes/train/train{n}" for n in range(7)),
+        *(f"pixels/images/train/train{n}" for n in (10, 11, 7, 8, 9)),
+    ]
+    paths = [str(labelled / f"{order[image_id - 1]}.png") for image_id in seen[0].image_ids]
+    assert f"; images {', '.join(paths)})" in str(error.value)
 
 
 @pytest.mark.parametrize("balance", ["uncertainty", "gradnorm"])
