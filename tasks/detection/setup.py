@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +18,7 @@ from effdense.errors import UserError
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.model import choose_spec, create_efficientdet
 from effdense.tasks.detection.predict import Detector, Selection
-from effdense.tasks.detection.specs import EfficientDetSpec
+from effdense.tasks.detection.specs import EfficientDetSpec, shapes_of
 from effdense.training.device import choose_device
 from effdense.transforms import mean_fill, train_transform
 
@@ -53,11 +51,6 @@ def spec_of(config: DetectionConfig) -> EfficientDetSpec:
         drop_path_rate=config.drop_path_rate,
         image_size=config.image_size,
     )
-
-
-def shapes_of(aspect_ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    """Return the width and height factors of anchors of these aspect ratios (width over height), all of one area."""
-    return tuple((math.sqrt(ratio), math.sqrt(1 / ratio)) for ratio in aspect_ratios)
 
 
 def open_data(config: DetectionConfig) -> Data:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,20 @@ from effdense.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from effdense.backbones.specs import BackboneSpec
+
+SETTINGS = {
+    "channels": "bifpn_channels",
+    "bifpn_repeats": "bifpn_repeats",
+    "head_repeats": "head_repeats",
+    "anchor_scale": "anchor_scale",
+    "min_level": "min_level",
+    "max_level": "max_level",
+    "num_scales": "num_scales",
+    "aspect_ratios": "aspect_ratios",
+    "act": "act",
+    "fusion": "fusion",
+}
+"""The constants that trained weights are bound to, also where no shape tells, and what the settings call them."""
 
 PAPER = "Tan, Pang, Le: EfficientDet, arXiv 1911.09070, Table 1"
 AUTOML = "google/automl efficientdet/hparams_config.py"
@@ -197,3 +213,55 @@ def spec_from_dict(values: dict[str, Any]) -> EfficientDetSpec:
     ratios = tuple((float(wide), float(high)) for wide, high in values["aspect_ratios"])
     lists = {name: tuple(values[name]) for name in ("mean", "std")}
     return EfficientDetSpec(**{**values, **lists, "aspect_ratios": ratios})
+
+
+def recorded_spec(header: Mapping[str, Any], source: str) -> EfficientDetSpec | None:
+    """Return the constants that a detector's file records, or None where it records none.
+
+    Args:
+        header: of the file.
+        source: the file, for the error.
+
+    Raises:
+        UserError: they are not those of a detector of this version.
+    """
+    model = header.get("model")
+    if not isinstance(model, Mapping):
+        return None
+    try:
+        return spec_from_dict(dict(model))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(
+            f"the header of {source} is damaged or of another version of effdense ({reason}); train or save it again"
+        ) from error
+
+
+def differing_settings(recorded: EfficientDetSpec, spec: EfficientDetSpec) -> dict[str, Any]:
+    """Return the settings that would make a detector the recorded one, where it is not.
+
+    Args:
+        recorded: the constants to come to.
+        spec: those to come from.
+
+    Returns:
+        Values by name; None is the published value, which for the shapes of the anchors no number stands for.
+    """
+    return {
+        setting: _as_setting(getattr(recorded, constant))
+        for constant, setting in SETTINGS.items()
+        if getattr(recorded, constant) != getattr(spec, constant)
+    }
+
+
+def shapes_of(aspect_ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Return the width and height factors of anchors of these aspect ratios (width over height), all of one area."""
+    return tuple((math.sqrt(ratio), math.sqrt(1 / ratio)) for ratio in aspect_ratios)
+
+
+def _as_setting(value: Any) -> Any:
+    """Return a constant as the settings have it: of factors of width and height the ratios, and None for any others."""
+    if not isinstance(value, tuple):
+        return value
+    ratios = tuple(float(f"{wide / high:.12g}") for wide, high in value)
+    return ratios if shapes_of(ratios) == value else None

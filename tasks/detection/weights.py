@@ -24,7 +24,7 @@ from effdense.backbones.weights import load_complete, read_model_state, recorded
 from effdense.errors import UserError
 from effdense.model_parts import DETECTION, MULTITASK, part_of
 from effdense.tasks.detection.coco_names import COCO_ROWS, coco_id
-from effdense.tasks.detection.specs import SPECS, EfficientDetSpec
+from effdense.tasks.detection.specs import SETTINGS, SPECS, EfficientDetSpec, differing_settings, recorded_spec
 
 if TYPE_CHECKING:
     from effdense.tasks.detection.model import EfficientDet
@@ -83,7 +83,11 @@ def read_weights(path: str | Path) -> DetectorFile:
     Raises:
         UserError: if it cannot be read; where it looks like a mistyped word for a source, the message lists those.
     """
-    state, header = read_model_state(path, _WORDS)
+    return part_read(path, *read_model_state(path, _WORDS))
+
+
+def part_read(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> DetectorFile:
+    """Return what was read from a file; of a multitask model, the detector."""
     if header.get("task") == MULTITASK:
         header, state = part_of(path, header, state, DETECTION)
     return DetectorFile(str(path), state, header)
@@ -109,9 +113,10 @@ def load_detector(
         class_names: what the model's classes are called, if known.
 
     Raises:
-        UserError: if weights are missing, unexpected or of another shape, or the classes differ and ``replace_head``
-            was not asked for.
+        UserError: if the file records other constants, such as other anchors, if weights are missing, unexpected or of
+            another shape, or if the classes differ and ``replace_head`` was not asked for.
     """
+    _check_constants(file, spec)
     state = from_effdet(file.state) if file.is_effdet else dict(file.state)
     if class_names is not None and _is_published(file, state, spec):
         difference = _choose_coco_rows(state, file, spec, class_names)
@@ -132,6 +137,29 @@ def load_detector(
     if statistics is not None:
         model.backbone.set_statistics(*statistics)
     model.backbone.weights_source = f"{file.source} (whole detector)"
+
+
+def _check_constants(file: DetectorFile, spec: EfficientDetSpec) -> None:
+    """Refuse weights of other constants: some show in no shape, and the results would be wrong without a word."""
+    recorded = recorded_spec(file.header, file.source)
+    differing = {} if recorded is None else differing_settings(recorded, spec)
+    if not differing:
+        return
+    constants = [constant for constant, setting in SETTINGS.items() if setting in differing]
+    pairs = ", ".join(f"{name} {getattr(recorded, name)}, not {getattr(spec, name)}" for name in constants)
+    raise UserError(f"{file.source} is a detector with {pairs}: {_as_advice(differing)}, or give other weights")
+
+
+def _as_advice(settings: Mapping[str, Any]) -> str:
+    """Say which flags make the settings so; those that are None have to be left out."""
+    given, left_out = [], []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is None:
+            left_out.append(f"leave {flag} out")
+        else:
+            given += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return " and ".join([f"give {' '.join(given)}"] * bool(given) + left_out)
 
 
 def _is_published(file: DetectorFile, state: Mapping[str, Tensor], spec: EfficientDetSpec) -> bool:

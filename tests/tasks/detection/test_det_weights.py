@@ -45,6 +45,17 @@ def test_other_classes_are_an_error_that_says_what_to_ask_for(saved: tuple[Effic
         small(5, weights=str(saved[1]))
 
 
+def test_constants_that_no_shape_shows_have_to_be_those_of_the_file(tmp_path: Path) -> None:
+    wide = ((2**0.5, 0.5**0.5), (1.0, 1.0), (1.4, 0.7))
+    path = tmp_path / "d.safetensors"
+    Detector(small(anchor_scale=2.0, act="silu"), ("a", "b", "c"), image_size=64).save(path)
+    with pytest.raises(UserError, match=r"anchor_scale 2.0, not 3.0, act silu, not relu6: give --anchor-scale 2.0 --a"):
+        small(weights=str(path))
+    small(weights=str(path), anchor_scale=2.0, act="silu")
+    with pytest.raises(UserError, match="leave --aspect-ratios out"):
+        small(weights=str(path), anchor_scale=2.0, act="silu", aspect_ratios=wide)
+
+
 def test_a_new_head_on_request_keeps_all_but_the_last_layer_and_says_so(
     saved: tuple[EfficientDet, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
