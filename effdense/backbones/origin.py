@@ -27,5 +27,5 @@ def freeze_and_say(backbone: Backbone, stages: int) -> None:
     """Log where the weights come from, and freeze the first stages; frozen random weights are warned of."""
     log.info("weights: %s", backbone.weights_source)
     if backbone.weights_source == "none" and stages:
-        log.warning("--freeze-stages %d freezes random weights, as no pretrained ones were found", stages)
+        log.warning("what is frozen of the backbone has random weights, as no pretrained ones were found")
     backbone.freeze_stages(stages)

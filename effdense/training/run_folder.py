@@ -14,7 +14,7 @@ from effdense.files import write_atomically
 from effdense.training.checkpoint import require_space
 from effdense.training.device import choose_device
 from effdense.training.precision import choose_precision
-from effdense.training.settings import TrainingSettings
+from effdense.training.settings import WEIGHT_WORDS, TrainingSettings
 
 STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
 METRICS, CURVES, CONFIG = "metrics.jsonl", "training.png", "config.yaml"
@@ -91,6 +91,8 @@ def resolve_machine(settings: S, task: str, name: str) -> S:
     for path in _PATHS:
         if getattr(settings, path) is not None:
             changes[path] = getattr(settings, path).absolute()
+    if settings.weights not in WEIGHT_WORDS and Path(settings.weights).is_file():
+        changes["weights"] = str(Path(settings.weights).absolute())
     if settings.out is None:
         changes["out"] = free_folder(Path("runs") / task, name)
     return replace(settings, **changes)

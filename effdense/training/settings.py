@@ -17,6 +17,12 @@ ZERO_OR_MORE: tuple[str, Callable[[float], bool]] = ("0 or more", lambda value: 
 SHARE: tuple[str, Callable[[float], bool]] = ("a number between 0 and 1", lambda value: 0 <= value <= 1)
 BELOW_ONE: tuple[str, Callable[[float], bool]] = ("0 or more and less than 1", lambda value: 0 <= value < 1)
 
+ALL_STAGES = 8
+"""As ``freeze_stages``: the stem and every stage, of any backbone."""
+
+WEIGHT_WORDS = ("auto", "imagenet", "coco", "none")
+"""What ``weights`` can be beside a file."""
+
 _RANGES: tuple[Range, ...] = (
     (("epochs", "batch_size", "accumulate", "eval_every", "scale_min", "lr", "image_size"), *ABOVE_ZERO),
     (("hflip", "vflip", "photometric", "ema_decay"), *SHARE),
@@ -26,7 +32,7 @@ _RANGES: tuple[Range, ...] = (
         *ZERO_OR_MORE,
     ),
     (("workers",), "-1 (choose), 0 (none) or more", lambda value: value >= -1),
-    (("freeze_stages",), "0 to 8", lambda value: 0 <= value <= 8),
+    (("freeze_stages",), f"0 to {ALL_STAGES}", lambda value: 0 <= value <= ALL_STAGES),
     (("randaugment_magnitude",), "0 to 10", lambda value: 0 <= value <= 10),
     (("seed",), "0 or more, below 2 to the power of 63", lambda value: 0 <= value < 2**63),
 )
@@ -193,6 +199,9 @@ def ignored_training_settings(settings: TrainingSettings) -> dict[str, str]:
         ignored["ema_decay"] = "the moving average is off (--no-ema)"
     if settings.randaugment_ops == 0:
         ignored["randaugment_magnitude"] = "--randaugment-ops is 0"
+    if settings.freeze_stages == ALL_STAGES:
+        whole = f"--freeze-stages {ALL_STAGES} leaves nothing of the backbone to train"
+        ignored["backbone_lr_factor"] = ignored["drop_path_rate"] = whole
     if settings.weights in ("auto", "imagenet", "none"):
         ignored["replace_head"] = f"--weights {settings.weights} brings no head"
     for part in ("train", "val"):

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from effdense.datasets.data_sources import parse_source
 from effdense.errors import UserError
 from effdense.tasks.detection import config as detection
 from effdense.tasks.detection.config import DetectionConfig
-from effdense.tasks.multitask.specs import SIZE_STEP
+from effdense.tasks.multitask.specs import SIZE_STEP, least_size
 from effdense.tasks.segmentation import config as segmentation
 from effdense.tasks.segmentation.config import SegmentationConfig
+from effdense.tasks.segmentation.loss_terms import parse_terms
 from effdense.tasks.segmentation.specs import get_architecture
 from effdense.training.settings import (
     ABOVE_ZERO,
+    ALL_STAGES,
     ZERO_OR_MORE,
     Range,
     TrainingSettings,
     check_ranges,
     ignored_training_settings,
 )
+
+S = TypeVar("S", bound=TrainingSettings)
 
 Part = Literal["backbone", "detection", "segmentation"]
 
@@ -30,6 +34,16 @@ _RANGES: tuple[Range, ...] = (
     (("gradients_every", "gradnorm_alpha"), *ZERO_OR_MORE),
     (("mask_share",), "more than 0 and less than 1", lambda value: 0 < value < 1),
 )
+
+SELECTION = ("score_threshold", "nms", "nms_iou", "max_detections")
+"""The settings of which boxes become detections."""
+
+_OF_DETECTION = ("box_weight", "focal_alpha", "det_focal_gamma")
+_OF_SEGMENTATION = (
+    "seg_loss", "class_weights", "class_weighting", "ohem_threshold", "ohem_min_share", "seg_focal_gamma",
+    "tversky_alpha", "tversky_beta", "auxiliary_weight", "max_class_share",
+)  # fmt: skip
+"""Settings of learning one of the tasks."""
 
 _DATA = ("dataset", "data_root", "download", "train_annotations", "train_images", "val_annotations", "val_images")
 
@@ -48,8 +62,9 @@ class MultitaskConfig(TrainingSettings):
     """In place of --dataset: where the boxes come from, as KIND:FOLDER, such as voc:DIR or coco:DIR."""
     seg_data: str | None = None
     """In place of --dataset: where the masks come from, as KIND:FOLDER, such as voc:DIR, folder:DIR or coco:DIR."""
-    backbone: str | None = "lite0"
-    """Short name (b0 ... b8, l2, v2_s, lite0, edge_s ...) or any timm EfficientNet; see `effdense backbones`."""
+    backbone: str | None = None
+    """Short name (b0 ... b8, l2, v2_s, lite0, edge_s ...) or any timm EfficientNet; see `effdense backbones`. By
+    default that of --weights FILE, else the EfficientDet's own, and lite0 where neither is given."""
     arch: str = "fpn"
     """Decoder of the segmentation: unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan,
     upernet, segformer, or bifpn, EfficientDet's own."""
@@ -67,8 +82,8 @@ class MultitaskConfig(TrainingSettings):
     """Train each task alone too, with the same budget, and report what sharing costs: compare.md in the run's folder;
     takes about as long again."""
     image_size: int | None = None
-    """Side of the square that images are fitted into, in pixels, a multiple of 32; by default that of the EfficientDet
-    (demo: 128)."""
+    """Side of the square that images are fitted into, in pixels, a multiple of 32; by default that of a frozen head,
+    else the EfficientDet's (demo: 128, pan: 256)."""
     drop_path_rate: float | None = None
     """Stochastic depth of the backbone's last block; by default the EfficientDet's."""
     scale_min: float = 0.8
@@ -172,29 +187,51 @@ class MultitaskConfig(TrainingSettings):
     # --- evaluation
     evaluator: Literal["hotcoco", "pycocotools"] = "hotcoco"
     """Which library computes COCO's numbers; they agree to the last bit."""
-    nms: Literal["hard", "soft"] = "hard"
-    """Non-maximum suppression: hard, or Gaussian soft."""
-    nms_iou: float = 0.5
-    """Overlap above which hard suppression drops a box of the same class."""
-    score_threshold: float = 0.001
-    """Detections below this score are dropped."""
-    max_detections: int = 100
-    """Most detections an image."""
+    nms: Literal["hard", "soft"] | None = None
+    """Non-maximum suppression: hard, or Gaussian soft; by default that of a frozen detector, else hard."""
+    nms_iou: float | None = None
+    """Overlap above which hard suppression drops a box of the same class; by default that of a frozen detector, else
+    0.5."""
+    score_threshold: float | None = None
+    """Detections below this score are dropped; by default that of a frozen detector, else 0.001."""
+    max_detections: int | None = None
+    """Most detections an image; by default as many as of a frozen detector, else 100."""
 
     def __post_init__(self) -> None:
+        if self.download and self.sources_named:
+            raise UserError(
+                "--download goes with --dataset voc or coco; --det-data and --seg-data name folders that are there"
+            )
         TrainingSettings.__post_init__(self)
         check_ranges(self, _RANGES)
         for name, task in (("det_data", "detection"), ("seg_data", "segmentation")):
             if (value := getattr(self, name)) is not None:
                 parse_source(value, task)
-        if self.image_size is not None and self.image_size % SIZE_STEP:
-            below = max(SIZE_STEP, self.image_size // SIZE_STEP * SIZE_STEP)
+        self._check_size()
+        self._check_frozen()
+        self.detection()  # their checks hold here too
+        self.segmentation()
+
+    def _check_size(self) -> None:
+        if self.image_size is None:
+            return
+        least = least_size(get_architecture(self.arch).name)
+        if self.image_size % SIZE_STEP or self.image_size < least:
+            below = max(least, self.image_size // SIZE_STEP * SIZE_STEP)
+            above = max(below + SIZE_STEP, least)
+            limit = f" from {least} on with --arch {self.arch}" if least > SIZE_STEP else ""
             raise UserError(
-                f"image_size is {self.image_size}; a backbone shared by both heads takes multiples of {SIZE_STEP}, "
-                f"such as {below} or {below + SIZE_STEP}"
+                f"image_size is {self.image_size}; a backbone shared by both heads takes multiples of {SIZE_STEP}"
+                f"{limit}, such as {below} or {above}: give one of these as --image-size"
             )
-        if len(set(self.freeze)) == 3:
-            raise UserError("--freeze backbone detection segmentation leaves nothing to train: leave one of them out")
+
+    def _check_frozen(self) -> None:
+        """Refuse what does not go together with the parts that are frozen."""
+        frozen = self.frozen
+        backbone = "--freeze backbone" if "backbone" in self.freeze else f"--freeze-stages {ALL_STAGES}"
+        if len(frozen) == 3:
+            named = "" if "backbone" in self.freeze else f" with {backbone}"
+            raise UserError(f"--freeze {' '.join(self.freeze)}{named} leaves nothing to train: leave one of them out")
         if self.compare and self.freeze:
             raise UserError(
                 "--compare trains each task alone beside this run, which --freeze makes no sense of: give one"
@@ -203,28 +240,33 @@ class MultitaskConfig(TrainingSettings):
             raise UserError("--balance gradnorm works with measured gradients: give --gradients-every 1 or more")
         if self.balance != "fixed" and len(self.active) < 2:
             raise UserError(f"--balance {self.balance} weighs two tasks, --freeze leaves one to train: leave one out")
-        if self.balance == "gradnorm" and "backbone" in self.freeze:
-            raise UserError("--balance gradnorm balances gradients on the backbone, which --freeze backbone takes away")
-        if self.freeze and self.weights in ("auto", "imagenet", "none") and set(self.freeze) != {"backbone"}:
+        if self.balance == "gradnorm" and "backbone" in frozen:
+            raise UserError(f"--balance gradnorm balances gradients on the backbone, which {backbone} takes away")
+        if self.weights in ("auto", "imagenet", "none") and frozen - {"backbone"}:
             heads = " and ".join(dict.fromkeys(part for part in self.freeze if part != "backbone"))
             raise UserError(f"--freeze {heads} needs --weights FILE that holds the head; --weights is {self.weights}")
-        if "backbone" in self.freeze and self.weights == "none":
-            raise UserError("--freeze backbone would freeze random weights under --weights none: leave one of them out")
-        if self.arch == "bifpn" and self.share_bifpn and set(self.freeze) == {"backbone", "segmentation"}:
+        if "backbone" in frozen and self.weights == "none":
+            raise UserError(f"{backbone} would freeze random weights under --weights none: leave one of them out")
+        if self.arch == "bifpn" and self.share_bifpn and frozen == {"backbone", "segmentation"}:
             raise UserError(
-                "--freeze backbone segmentation would change what the segmentation says, as the BiFPN that it reads "
-                "goes on learning with the detection: give --no-share-bifpn, and weights of a segmenter with its own"
+                f"{backbone} with --freeze segmentation would change what the segmentation says, as the BiFPN that it "
+                "reads goes on learning with the detection: give --no-share-bifpn, and weights of a segmenter with its "
+                "own"
             )
         if "backbone" in self.freeze and self.freeze_stages:
             raise UserError("--freeze backbone freezes all stages: leave --freeze-stages out")
-        self.detection()  # their checks hold here too
-        self.segmentation()
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The parts that stay as they are; ``freeze_stages`` can freeze the whole backbone too."""
+        stages: tuple[Part, ...] = ("backbone",) if self.freeze_stages == ALL_STAGES else ()
+        return frozenset((*self.freeze, *stages))
 
     @property
     def active(self) -> tuple[str, ...]:
         """The tasks that something is left to train of, or with."""
-        if "backbone" in self.freeze:
-            return tuple(task for task in ("detection", "segmentation") if task not in self.freeze)
+        if "backbone" in self.frozen:
+            return tuple(task for task in ("detection", "segmentation") if task not in self.frozen)
         return "detection", "segmentation"
 
     @property
@@ -238,17 +280,22 @@ class MultitaskConfig(TrainingSettings):
 
     def segmentation(self, **changes: Any) -> SegmentationConfig:
         """Return these settings as those of a segmenter that is trained alone, with ``changes``."""
-        undilated = {"output_stride": max(get_architecture(self.arch).output_strides)}
-        changes = undilated | changes
-        return _of_task(self, SegmentationConfig, self.seg_data, "segmentation", _SEGMENTATION_NAMES, changes)
+        ours: dict[str, Any] = {"output_stride": max(get_architecture(self.arch).output_strides)}
+        if self.backbone is None:
+            ours["backbone"] = SegmentationConfig.backbone
+        if "ce" not in parse_terms(self.seg_loss):
+            ours["label_smoothing"] = 0.0  # it is the detection's alone
+        return _of_task(self, SegmentationConfig, self.seg_data, "segmentation", _SEGMENTATION_NAMES, ours | changes)
 
 
-def _of_task(config: MultitaskConfig, kind: Any, source: str | None, task: str, names: Any, changes: Any) -> Any:
+def _of_task(
+    config: MultitaskConfig, kind: type[S], source: str | None, task: str, names: Any, changes: dict[str, Any]
+) -> S:
     known = {one.name for one in fields(config)}
-    values = {}
+    values: dict[str, Any] = {}
     for one in fields(kind):
         name = names.get(one.name, one.name)
-        if name in known and one.name != "resume":
+        if name in known and one.name != "resume" and not (name in SELECTION and getattr(config, name) is None):
             values[one.name] = getattr(config, name)
     if source is not None:
         parsed = parse_source(source, task)
@@ -272,13 +319,26 @@ def ignored_settings(config: MultitaskConfig) -> dict[str, str]:
         ignored["share_bifpn"] = f"--arch {config.arch} has no BiFPN"
     if config.balance != "gradnorm":
         ignored["gradnorm_alpha"] = f"--balance is {config.balance}"
-    if "backbone" in config.freeze:
-        ignored["gradients_every"] = "--freeze backbone leaves no gradient on it"
-        ignored["backbone_lr_factor"] = "--freeze backbone"
-        ignored["drop_path_rate"] = "--freeze backbone"
-    for task in ("detection", "segmentation"):
+    if "backbone" in config.frozen:
+        why = "--freeze backbone" if "backbone" in config.freeze else f"--freeze-stages {ALL_STAGES}"
+        why = f"{why} leaves nothing of the backbone to train"
+        ignored |= dict.fromkeys(("gradients_every", "backbone_lr_factor", "drop_path_rate"), why)
+    return ignored | _ignored_of_tasks(config)
+
+
+def _ignored_of_tasks(config: MultitaskConfig) -> dict[str, str]:
+    """Return the settings of a task that is not trained, or that no data are given for."""
+    ignored: dict[str, str] = {}
+    for task, settings in (("detection", _OF_DETECTION), ("segmentation", _OF_SEGMENTATION)):
         if task not in config.active:
-            ignored[f"{task[:3]}_weight"] = f"--freeze leaves nothing to train by the {task} loss"
+            why = f"--freeze leaves nothing to train by the {task} loss"
+            ignored |= dict.fromkeys((*settings, f"{task[:3]}_weight", "mask_share"), why)
+    if "detection" not in config.active and "ce" not in parse_terms(config.seg_loss):
+        ignored["label_smoothing"] = f"--seg-loss {config.seg_loss} has no ce term, and no other loss is trained"
+    if config.sources_named and config.det_data is None:
+        ignored["evaluator"] = "no boxes are given (--det-data)"
+    if config.sources_named and config.seg_data is None:
+        ignored |= dict.fromkeys(("labels", "classes", "binary_masks"), "no masks are given (--seg-data)")
     return ignored
 
 

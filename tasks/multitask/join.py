@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from effdense.backbones.registry import network_of
 from effdense.backbones.weights import load_complete
+from effdense.datasets.multitask_opening import check_class_names
 from effdense.errors import UserError
 from effdense.model_parts import DETECTION, SEGMENTATION
 from effdense.tasks.detection.predict import Detector
 from effdense.tasks.multitask.model import model_from_spec
 from effdense.tasks.multitask.predict import Multitask
-from effdense.tasks.multitask.specs import joined_spec
+from effdense.tasks.multitask.specs import joined_spec, require_whole
 from effdense.tasks.segmentation.predict import Segmenter
 
 
@@ -29,10 +30,11 @@ def join(detector: Detector, segmenter: Segmenter, *, image_size: int | None = N
     Raises:
         UserError: the backbones are different networks, normalise differently, or have a tensor that differs, which is
             named; the image sizes differ and none is given; or the segmenter looks at images through a window, in
-            several views or with a dilated backbone.
+            several views or with a dilated backbone; or the two write a class in two spellings.
     """
     names = f"{detector.source} and {segmenter.source}"
-    _check_views(segmenter)
+    require_whole(segmenter.inference, segmenter.source)
+    check_class_names(detector.class_names, segmenter.class_names)
     _check_network(detector, segmenter, names)
     size = image_size or _common_size(detector, segmenter)
     assert detector.model.spec is not None
@@ -67,16 +69,6 @@ def _header(detector: Detector, segmenter: Segmenter, size: int) -> dict[str, ob
         for task, one in ((DETECTION, detector), (SEGMENTATION, segmenter))
     }
     return {"joined": {DETECTION: detector.source, SEGMENTATION: segmenter.source}, "scores": scores}
-
-
-def _check_views(segmenter: Segmenter) -> None:
-    inference = segmenter.inference
-    if inference.window or len(inference.views) > 1:
-        how = f"a window of {inference.window} pixels" if inference.window else f"--tta {' '.join(inference.tta)}"
-        raise UserError(
-            f"{segmenter.source} looks at images with {how}; a multitask model sees them whole and once. Joining "
-            "segmenter.with_inference(window=0, tta=()) in Python leaves that out, and gives other label maps"
-        )
 
 
 def _check_network(detector: Detector, segmenter: Segmenter, names: str) -> None:

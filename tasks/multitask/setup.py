@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from effdense.backbones.backbone import FREEZE_LIMIT
 from effdense.backbones.origin import freeze_and_say, restore_origin
 from effdense.datasets.data_sources import parse_source
 from effdense.datasets.loading import BatchLoader, balanced_train_loader
@@ -23,12 +22,13 @@ from effdense.model_parts import part_of
 from effdense.tasks.detection import setup as detection
 from effdense.tasks.detection.loss import DetectionLoss
 from effdense.tasks.detection.predict import Selection
-from effdense.tasks.multitask.config import MultitaskConfig
+from effdense.tasks.multitask.config import SELECTION, MultitaskConfig
 from effdense.tasks.multitask.loss import MultitaskLoss
 from effdense.tasks.multitask.model import create_multitask
 from effdense.tasks.multitask.predict import Multitask
 from effdense.tasks.segmentation import setup as segmentation
 from effdense.training.device import choose_device
+from effdense.training.settings import ALL_STAGES
 from effdense.transforms import mean_fill, train_transform
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ def open_data(config: MultitaskConfig) -> Data:
         with_masks.train if with_masks is not None and "segmentation" in config.active else None,
     )
     log.info("%s", train.summary())
-    _warn_of_leaks(with_boxes, with_masks)
+    if "backbone" not in config.frozen:
+        _warn_of_leaks(with_boxes, with_masks)
     return Data(with_boxes, with_masks, train)
 
 
@@ -195,14 +196,14 @@ def build_multitask(config: MultitaskConfig, data: Data, state: Mapping[str, Any
     )
     if state is not None:
         restore_origin(model.backbone, state["origin"])
-    freeze_and_say(model.backbone, FREEZE_LIMIT if "backbone" in config.freeze else config.freeze_stages)
+    freeze_and_say(model.backbone, ALL_STAGES if "backbone" in config.frozen else config.freeze_stages)
     model.freeze(config.freeze)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     multitask = Multitask(
         model.to(choose_device(config.device)),
         category_ids=category_ids_of(config, data, state),
-        selection=Selection(config.score_threshold, config.nms, config.nms_iou, config.max_detections),
+        selection=Selection(**{name: getattr(config.detection(), name) for name in SELECTION}),
     )
     _log_model(config, multitask)
     return multitask
@@ -266,9 +267,7 @@ def training_loader(config: MultitaskConfig, data: Data, multitask: Multitask) -
         seed=config.seed,
     )
     log.info("%s", composition)
-    with_boxes, with_masks = composition.boxes, composition.masks
-    if "detection" in config.active and "detection" not in config.freeze:
-        detection.check_batch(multitask.detector, with_boxes)
-    if "segmentation" in config.active and "segmentation" not in config.freeze:
-        multitask.model.segmentation_model.check_batch(with_masks, (size, size))
+    if not composition.epoch and config.mask_share != MultitaskConfig.mask_share:
+        log.warning("--mask-share has no effect: every image has the same labels, so there is nothing to balance")
+    multitask.model.check_batch(composition.boxes, composition.masks, (size, size))
     return loader

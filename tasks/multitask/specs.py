@@ -10,6 +10,7 @@ from effdense.errors import UserError
 from effdense.tasks.detection import specs as detection
 from effdense.tasks.detection.specs import EfficientDetSpec
 from effdense.tasks.segmentation import specs as segmentation
+from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.specs import ARCHITECTURES, PyramidSpec, SegmentationSpec
 
 SIZE_STEP = 32
@@ -158,3 +159,17 @@ def check_size(size_hw: tuple[int, int], arch: str) -> None:
         f"images are {size_hw[1]} x {size_hw[0]} pixels (width x height); a pass that both heads share takes multiples "
         f"of {SIZE_STEP}{limit}, such as {such}"
     )
+
+
+def require_whole(inference: Inference, source: str) -> None:
+    """Refuse a segmenter that looks at images otherwise than a multitask model does.
+
+    Raises:
+        UserError: it has a window or several views.
+    """
+    if inference.window or len(inference.views) > 1:
+        how = f"a window of {inference.window} pixels" if inference.window else f"--tta {' '.join(inference.tta)}"
+        raise UserError(
+            f"{source} looks at images with {how}; a multitask model sees them whole and once. "
+            "segmenter.with_inference(window=0, tta=()) in Python leaves that out, and gives other label maps"
+        )

@@ -183,7 +183,15 @@ def _with_std(one: Segmenter) -> Segmenter:
     return one
 
 
+def _named(one: Segmenter, *names: str) -> Segmenter:
+    one.class_names = names
+    return one
+
+
 REFUSED = [
+    pytest.param(
+        lambda b: (detector(b), _named(segmenter(b), "sky", "Cat", "land")), "'cat' of the boxes and 'Cat'", id="names"
+    ),
     pytest.param(lambda b: (detector(b), _with_mean(segmenter(b))), r"another mean, \(0.1, 0.2, 0.3\) and", id="mean"),
     pytest.param(lambda b: (detector(b), _with_std(segmenter(b))), r"another std, ", id="std"),
     pytest.param(

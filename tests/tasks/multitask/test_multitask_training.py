@@ -25,7 +25,7 @@ from effdense.model_header import read_header
 from effdense.tasks.detection import evaluate as detection
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.model import create_efficientdet
-from effdense.tasks.detection.predict import Detector
+from effdense.tasks.detection.predict import Detector, Selection
 from effdense.tasks.detection.run import begin as begin_detection
 from effdense.tasks.multitask import train as loop
 from effdense.tasks.multitask.config import MultitaskConfig
@@ -380,6 +380,64 @@ def test_settings_reach_what_they_set(labelled: Path, tmp_path: Path) -> None:
     assert loss.segmentation is not None
     assert loss.segmentation.terms == {"ce": 1.0, "dice": 0.5}
     assert loss.segmentation.class_weights is not None
+
+
+def _built(config: MultitaskConfig) -> Any:
+    """Return data, model and loader of a run."""
+    config = resolve(config)
+    data = open_data(config)
+    both = build_multitask(config, data)
+    return data, both, training_loader(config, data, both)
+
+
+def test_a_share_of_masks_that_nothing_is_drawn_by_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _built(_config(tmp_path / "run", mask_share=0.25))  # the demo's images have both labels
+    assert "--mask-share has no effect" in caplog.text
+    caplog.clear()
+    _built(_config(tmp_path / "run"))
+    assert "--mask-share" not in caplog.text
+
+
+def test_one_mask_in_a_batch_is_enough_for_a_head_on_a_shared_bifpn(labelled: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"arch": "bifpn", "batch_size": 3, "mask_share": 0.34, "gradients_every": 0}
+    _train(tmp_path / "run", **_sources(labelled), **changes)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "warned"), [({}, True), ({"freeze": ("backbone",)}, False), ({"freeze_stages": 8}, False)]
+)
+def test_an_image_seen_for_one_task_and_scored_for_the_other_is_warned_of_where_the_backbone_learns(
+    frozen: dict[str, Any], warned: bool, labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    swapped = tmp_path / "pixels"
+    shutil.copytree(labelled / "pixels", swapped, symlinks=True)
+    for part in ("images", "masks"):
+        (swapped / part / "val").rename(swapped / part / "kept")
+        (swapped / part / "train").rename(swapped / part / "val")
+        (swapped / part / "kept").rename(swapped / part / "train")
+    changes = {"weights": "auto"} | frozen | {"det_data": f"coco:{labelled / 'boxes'}", "seg_data": f"folder:{swapped}"}
+    open_data(resolve(_config(tmp_path / "run", **changes)))
+    assert ("the shared backbone has seen them" in caplog.text) == warned
+
+
+def test_a_frozen_detector_with_its_own_constants_images_and_selection_finds_the_same(
+    labelled: Path, images: list[Any], tmp_path: Path
+) -> None:
+    model = create_efficientdet("d0", 2, backbone=BACKBONE, anchor_scale=2.0, act="relu6", **NETWORK)
+    _shaken(model)
+    before = Detector(model, OBJECTS, image_size=96, selection=Selection(0.05, "soft", 0.5, 20))
+    before.save(tmp_path / "d.safetensors")
+    config = MultitaskConfig(
+        weights=str(tmp_path / "d.safetensors"), freeze=("backbone", "detection"), epochs=1, arch="linknet",
+        batch_size=4, seg_data=_sources(labelled)["seg_data"], out=tmp_path / "run",
+    )  # fmt: skip
+    begin(Parsed(config, frozenset()))
+    before = effdense.load(tmp_path / "d.safetensors")
+    after = effdense.load(tmp_path / "run/best.safetensors")
+    assert (after.image_size, after.detector.selection) == (96, before.selection)
+    for image in images:
+        assert _same_detections(before.predict(image), after.predict(image).detections)
+    assert len(before.predict(images[0]).scores) == 20
 
 
 def test_one_image_of_a_label_in_a_batch_is_refused_before_anything_is_written(labelled: Path, tmp_path: Path) -> None:
