@@ -34,7 +34,7 @@ from effdense.tasks.segmentation.predict import load_segmenter
 from effdense.training.checkpoint import load_state
 from effdense.training.device import choose_device
 from effdense.training.run_folder import BEST, CONFIG, METRICS, STATE
-from effdense.training.settings import TrainingSettings
+from effdense.training.settings import WEIGHT_WORDS, TrainingSettings
 from effdense.types import UInt8
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ def compare(config: MultitaskConfig, best: Path, data: Data, batches_per_epoch: 
         measure_costs(detector, segmenter, shared, image=example_image(shared, data)),
         config.seed,
         {name: one.relative_to(folder).as_posix() for name, one in files.items()},
+        unlike(config),
     )
     return write_transfer(folder, transfer)
 
@@ -157,6 +158,23 @@ def segmentation_settings(config: MultitaskConfig, alone: Alone) -> Segmentation
     if config.replace_head:
         changes["replace_head"] = segmentation_weights.read_weights(config.weights).is_segmenter(config.arch)
     return segmentation_run.resolve(config.segmentation(**changes))
+
+
+def unlike(config: MultitaskConfig) -> tuple[str, ...]:
+    """Return in sentences what a task that is trained alone cannot have as in the shared run."""
+    sentences = []
+    if config.max_class_share < 1:
+        sentences.append(
+            f"Crops were chosen by their masks together (--max-class-share {config.max_class_share}) and for the "
+            "segmentation alone; the detector alone has no masks, so its crops are not chosen."
+        )
+    if config.arch == "bifpn" and config.share_bifpn:
+        start = "" if config.weights in WEIGHT_WORDS else f", so that of {config.weights} it may have started with less"
+        sentences.append(
+            "Together the segmentation head reads the detector's BiFPN; alone it has one of its own, "
+            f"which begins with P2{start}."
+        )
+    return tuple(sentences)
 
 
 def train_alone(config: S, folder: Path, train: Callable[..., Path]) -> None:

@@ -74,12 +74,14 @@ class Transfer:
         costs: of the two models in turn, and of the shared pass.
         seed: of all three runs.
         files: the best models, beside the report: by what they are, their paths.
+        unlike: in sentences, what is not the same alone and together, budgets aside.
     """
 
     tasks: tuple[Compared, ...]
     costs: Costs
     seed: int
     files: dict[str, str]
+    unlike: tuple[str, ...] = ()
 
     def sentences(self) -> list[str]:
         """Return in words what sharing does to each score and to the costs, and how far that can be trusted."""
@@ -90,6 +92,7 @@ class Transfer:
             f"{costs.in_turn.predict_ms:.1f} ms by the two models in turn ({costs.ratio('predict_ms'):.2f} times), and "
             f"{_mib(costs.shared.peak_bytes)} of memory instead of {_mib(costs.in_turn.peak_bytes)} "
             f"({costs.ratio('peak_bytes'):.2f} times).",
+            *self.unlike,
             f"All of this is one seed ({self.seed}): scores move from seed to seed, so repeat the comparison with "
             "other values of --seed before relying on a small difference.",
         ]

@@ -170,6 +170,27 @@ def test_the_single_runs_have_the_shared_runs_settings_and_a_folder_each(tmp_pat
     assert (detector.out, segmenter.out) == (tmp_path / "alone/detection", tmp_path / "alone/segmentation")
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        pytest.param({}, (), id="nothing"),
+        pytest.param({"max_class_share": 0.75}, ("the detector alone has no masks",), id="crops"),
+        pytest.param({"arch": "bifpn"}, ("alone it has one of its own",), id="pyramid"),
+        pytest.param({"arch": "bifpn", "share_bifpn": False}, (), id="own-pyramid"),
+        pytest.param(
+            {"arch": "bifpn", "weights": "m.safetensors"},
+            ("of m.safetensors it may have started with less",),
+            id="file",
+        ),
+    ],
+)
+def test_what_is_not_the_same_alone_is_said(settings: dict[str, Any], says: tuple[str, ...]) -> None:
+    sentences = compare.unlike(MultitaskConfig(**settings))
+    assert len(sentences) == len(says)
+    assert all(one in sentence for one, sentence in zip(says, sentences, strict=True))
+    assert set(sentences) <= set(replace(_transfer(), unlike=sentences).sentences())
+
+
 def test_settings_of_a_single_run_survive_its_config_file(tmp_path: Path) -> None:
     config = MultitaskConfig(weights="none", epochs=3, batch_size=6, warmup_epochs=0.7)
     alone = compare.Alone("detection", tmp_path, Budget(2, 7, 20), 120)
