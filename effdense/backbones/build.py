@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from effdense.backbones.backbone import Backbone
 from effdense.backbones.naming import HEAD, to_timm
 from effdense.backbones.padding import use_same_padding
-from effdense.backbones.registry import list_backbones
+from effdense.backbones.registry import list_backbones, resolve_backbone
 from effdense.backbones.sources import (
     LITE_MEAN,
     LITE_STD,
@@ -127,11 +127,7 @@ def _find_weights(spec: BackboneSpec, weights: str, *, scaled: bool, offline: bo
         if not Path(weights).exists() and Path(weights).name == str(weights):
             near = nearest(weights, _SOURCES)
             raise UserError(f"weights is {weights!r}, which is no file; expected {', '.join(_SOURCES)} or a file{near}")
-        state, header = read_state(weights)
-        lite = spec.family == "lite" and "_conv_stem.weight" in state
-        default = (LITE_MEAN, LITE_STD) if lite else pretrained_statistics(spec)
-        mean, std = recorded_statistics(header) or default
-        return Pretrained(state, f"file {weights}", mean, std, **_told(header))
+        return _of_file(spec, weights, *read_state(weights))
     try:
         if scaled:
             raise WeightsUnavailableError("no weights exist for a network scaled by depth and width")
@@ -143,6 +139,32 @@ def _find_weights(spec: BackboneSpec, weights: str, *, scaled: bool, offline: bo
             ) from error
         _LOG.warning("NO PRETRAINED WEIGHTS for backbone %r, it starts from RANDOM ones: %s", spec.name, error)
         return None
+
+
+def _of_file(spec: BackboneSpec, path: str | Path, state: dict[str, Tensor], header: dict[str, Any]) -> Pretrained:
+    """Return what was read from a file, with the mean and std that it is for."""
+    lite = spec.family == "lite" and "_conv_stem.weight" in state
+    default = (LITE_MEAN, LITE_STD) if lite else pretrained_statistics(spec)
+    mean, std = recorded_statistics(header) or default
+    return Pretrained(state, f"file {path}", mean, std, **_told(header))
+
+
+def fill_backbone(backbone: Backbone, path: str | Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Load what was read from a file into a backbone made already, as ``create_backbone`` does, with its mean and std.
+
+    Args:
+        backbone: to be filled.
+        path: the file, for messages.
+        state: its weights, by its own names; of a backbone or of a model that has one.
+        header: what else it says.
+
+    Raises:
+        UserError: no such backbone is in it, or one that ends early, as a PSPNet's does.
+    """
+    spec = resolve_backbone(backbone.name)
+    loaded = _of_file(spec, path, state, header)
+    _fill(backbone, build_network(spec, num_classes=0), loaded)
+    backbone.set_statistics(loaded.mean, loaded.std)
 
 
 def _told(header: dict[str, Any]) -> dict[str, str]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from effdense.backbones.backbone import Backbone
-from effdense.backbones.registry import create_backbone, network_of
-from effdense.backbones.weights import load_complete, recorded_backbone
+from effdense.backbones.build import fill_backbone
+from effdense.backbones.registry import network_of
+from effdense.backbones.weights import read_model_state, recorded_backbone
 from effdense.errors import UserError
 from effdense.model_parts import DETECTION, SEGMENTATION
 from effdense.tasks.detection import weights as detection
+from effdense.tasks.multitask.model import BACKBONE_WEIGHTS, MultitaskModel
 from effdense.tasks.segmentation import weights as segmentation
-
-if TYPE_CHECKING:
-    from effdense.tasks.multitask.model import MultitaskModel
 
 _LOG = logging.getLogger("effdense")
 
@@ -50,7 +49,8 @@ def load_weights(
             fit, or classes differ and ``replace_head`` was not asked for or a head is frozen. The model is then filled
             in part.
     """
-    pixels, boxes = segmentation.read_weights(path), detection.read_weights(path)
+    whole, header = read_model_state(path, BACKBONE_WEIGHTS)
+    pixels, boxes = segmentation.part_read(path, whole, header), detection.part_read(path, whole, header)
     seg = model.spec.segmentation
     has_boxes = boxes.is_detector
     has_pixels = pixels.is_segmenter(seg.arch, on_pyramid=seg.pyramid is not None)
@@ -67,10 +67,12 @@ def load_weights(
                 f"--freeze {task} keeps a head that {path} does not hold ({head}): give --weights FILE that does, or "
                 f"leave {task} out of --freeze"
             )
+    if has_pixels:
+        _check_segmenter(model, pixels, frozen)
     detector, segmenter = model.efficientdet, model.segmentation_model
     there = [view for view, has in ((detector, has_boxes), (segmenter, has_pixels)) if has]
     if all(len(view.backbone.blocks) < len(model.backbone.blocks) for view in there):
-        _fill_backbone(model.backbone, path)  # what a view reads of it, if any, is not all
+        fill_backbone(model.backbone, path, whole, header)  # what a view reads of it, if any, is not all
     replace_boxes, replace_pixels = (replace_head and task not in frozen for task in (DETECTION, SEGMENTATION))
     if replace_boxes and replace_pixels and len(there) == 2:  # a head for the same classes stays as it is
         state, det = boxes.state, model.spec.detection
@@ -97,6 +99,31 @@ def load_weights(
         _LOG.warning("%s start untrained: of %s the rest is used", " and ".join(untrained), path)
 
 
+def _check_segmenter(model: MultitaskModel, file: segmentation.WeightsFile, frozen: Collection[str]) -> None:
+    """Say what a segmenter is bound to that its weights do not show, and what a frozen one would have to hold."""
+    seg, recorded = model.spec.segmentation, file.header.get("model", {})
+    stride = recorded.get("output_stride", seg.output_stride)
+    if stride != seg.output_stride:
+        says = (
+            f"{file.source} is a {seg.arch} with output stride {stride}, which dilates the backbone; a detector shares "
+            f"it undilated, with output stride {seg.output_stride}, and so its label maps are others"
+        )
+        if SEGMENTATION in frozen:
+            raise UserError(f"{says}: leave segmentation out of --freeze, or train it with that --output-stride")
+        _LOG.warning("%s until it is trained further", says)
+    pyramid = recorded.get("pyramid")
+    if pyramid is not None and seg.pyramid is not None and pyramid != asdict(seg.pyramid):
+        raise UserError(
+            f"{file.source} reads a detector's pyramid of {pyramid}, that of this detector is {asdict(seg.pyramid)}: "
+            "make them alike, or give other weights"
+        )
+    if SEGMENTATION in frozen and seg.auxiliary and not any(name.startswith("auxiliary.") for name in file.state):
+        raise UserError(
+            f"--freeze segmentation keeps the segmentation as {file.source} has it, which is without an auxiliary "
+            "head: leave --auxiliary-weight out"
+        )
+
+
 @contextlib.contextmanager
 def _kept(task: str, frozen: Collection[str]) -> Iterator[None]:
     """Say of a head that does not fit, and is frozen, that no other may take its place."""
@@ -117,14 +144,6 @@ def _check_network(model: MultitaskModel, theirs: str | None, path: str | Path) 
         raise UserError(
             f"{path} is on backbone {theirs!r}, the model is on {ours!r}: give --backbone {theirs}, or other weights"
         )
-
-
-def _fill_backbone(backbone: Backbone, path: str | Path) -> None:
-    """Load all of a backbone; a file whose own ends early, as a pspnet's does, is refused."""
-    found = create_backbone(backbone.name, weights=str(path), out_strides=backbone.strides)
-    load_complete(backbone, found.state_dict(), source=str(path))
-    backbone.set_statistics(found.mean, found.std)
-    backbone.weights_source = found.weights_source
 
 
 def _names(given: Sequence[str] | None, header: Mapping[str, Any], own: tuple[str, ...]) -> tuple[str, ...]:

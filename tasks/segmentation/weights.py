@@ -79,7 +79,11 @@ def read_weights(path: str | Path) -> WeightsFile:
     Raises:
         UserError: if it cannot be read; where it looks like a mistyped word for a source, the message lists those.
     """
-    state, header = read_model_state(path, _WORDS)
+    return part_read(path, *read_model_state(path, _WORDS))
+
+
+def part_read(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> WeightsFile:
+    """Return what was read from a file; of a multitask model, the segmenter."""
     if header.get("task") == MULTITASK:
         header, state = part_of(path, header, state, TASK)
     return WeightsFile(str(path), state, header)

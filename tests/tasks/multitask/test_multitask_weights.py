@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from effdense.backbones import build
+from effdense.backbones import weights as backbone_weights
 from effdense.backbones.registry import create_backbone
 from effdense.backbones.weights import save_backbone
 from effdense.errors import UserError
@@ -92,6 +94,27 @@ def test_a_multitask_file_is_loaded_whole(
     assert "untrained" not in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["multitask", "detector", "backbone"])
+def test_the_file_is_read_once(kind: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "multitask":
+        Multitask(multitask()).save(file)
+    elif kind == "detector":
+        detector(file)
+    else:
+        save_backbone(create_backbone("lite0"), file)
+    calls: list[str | Path] = []
+    original = backbone_weights.read_state
+
+    def counting(path: str | Path) -> Any:
+        calls.append(path)
+        return original(path)
+
+    monkeypatch.setattr(backbone_weights, "read_state", counting)
+    monkeypatch.setattr(build, "read_state", counting)
+    multitask(weights=str(file))
+    assert calls == [str(file)]
+
+
 def test_names_that_nobody_gave_are_those_of_the_file(file: Path) -> None:
     Multitask(multitask()).save(file)
     loaded = create_multitask("lite0", 2, 3, weights=str(file), image_size=64, **SMALL)
@@ -117,7 +140,8 @@ def test_of_a_detector_backbone_and_detection_are_taken_and_the_rest_is_said_to_
 def test_of_a_segmenter_backbone_and_segmentation_are_taken(
     arch: str, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = segmenter(file, arch)
+    undilated = {"output_stride": 32} if arch == "deeplabv3plus" else {}
+    source = segmenter(file, arch, **undilated)
     loaded = multitask(arch, weights=str(file))
     assert equal(loaded.segmentation_model, source)
     assert (loaded.backbone.mean, loaded.backbone.std) == (MEAN, STD)
@@ -267,10 +291,36 @@ def test_another_backbone_is_named(file: Path) -> None:
         multitask(backbone="b0", weights=str(file))
 
 
-def test_another_pyramid_is_refused_with_the_names_that_do_not_fit(file: Path) -> None:
-    detector(file)
-    with pytest.raises(UserError, match=r"w\.safetensors do not fit the model"):
+def test_other_constants_of_the_detector_are_refused_by_their_flags(file: Path) -> None:
+    detector(file, anchor_scale=2.0, act="silu")
+    says = r"channels 16, not 24, anchor_scale 2.0, not 3.0.*give --bifpn-channels 16 --anchor-scale 2.0 --act silu"
+    with pytest.raises(UserError, match=says):
         multitask(weights=str(file), channels=24)
+
+
+def test_another_pyramid_below_a_segmenter_is_refused(file: Path) -> None:
+    multitask("bifpn", act="silu").segmenter.save(file)
+    with pytest.raises(UserError, match=r"w\.safetensors reads a detector's pyramid of .*silu.*relu6"):
+        multitask("bifpn", weights=str(file))
+
+
+def test_a_dilated_segmenter_is_warned_of_and_refused_where_it_is_frozen(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    segmenter(file, "deeplabv3plus", output_stride=16)
+    multitask("deeplabv3plus", weights=str(file))
+    said = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert len([text for text in said if "with output stride 16, which dilates" in text]) == 1
+    with pytest.raises(UserError, match=r"output stride 16, which dilates.*leave segmentation out of --freeze"):
+        multitask("deeplabv3plus", weights=str(file), frozen=("backbone", "segmentation"))
+
+
+def test_an_auxiliary_head_that_a_frozen_segmenter_lacks_is_refused(file: Path) -> None:
+    segmenter(file)
+    with pytest.raises(UserError, match=r"without an auxiliary head: leave --auxiliary-weight out"):
+        multitask(weights=str(file), auxiliary=True, frozen=("segmentation",))
+    segmenter(file, auxiliary=True)
+    assert "auxiliary" in multitask(weights=str(file), auxiliary=True, frozen=("segmentation",)).segmentation
 
 
 @pytest.mark.parametrize(
