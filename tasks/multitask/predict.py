@@ -286,8 +286,6 @@ def load_multitask(path: Path) -> Multitask:
         raise lacks_part(path, header.get("task"), TASK)
     try:
         multitask = _from_header(header, str(path))
-    except UserError:
-        raise
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(

@@ -27,6 +27,7 @@ from effdense.necks.bifpn import BiFPN, FinerLevel
 from effdense.tasks.segmentation.bifpn_head import BiFPNDecoder, BiFPNHead, DetectorPyramidDecoder
 from effdense.tasks.segmentation.specs import Architecture, PyramidSpec
 
+
 class RunningSum(nn.Module):
     """Adds maps one after the other, where smp's FPN stacks all of them first and holds each twice."""
 
