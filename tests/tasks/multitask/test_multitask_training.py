@@ -136,10 +136,8 @@ def test_measuring_gradients_does_not_change_the_run(labelled: Path, run: Path, 
 @pytest.mark.parametrize(
     ("every", "measured"),
     [
-        pytest.param(0, [], id="never"),
         pytest.param(1, [(0, 0), (1, 2), (2, 0), (3, 2)], id="every step"),
         pytest.param(2, [(0, 0), (2, 0)], id="every second"),
-        pytest.param(3, [(0, 0), (3, 2)], id="every third"),
     ],
 )
 def test_gradients_are_measured_once_in_each_optimizer_step_that_is_due(
