@@ -32,7 +32,7 @@ def require_space(folder: Path, bytes_needed: int) -> None:
         )
 
 
-def save_model(path: Path, model: torch.nn.Module, header: dict[str, Any]) -> None:
+def save_model(path: str | Path, model: torch.nn.Module, header: dict[str, Any]) -> None:
     """Write a whole model: weights and a JSON header that `effdense.load` rebuilds it from.
 
     Args:
@@ -42,7 +42,7 @@ def save_model(path: Path, model: torch.nn.Module, header: dict[str, Any]) -> No
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         save_file(tensors, temporary, metadata={HEADER_KEY: text})
 
 

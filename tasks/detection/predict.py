@@ -186,7 +186,7 @@ class Detector:
             for i, n in enumerate(counts.tolist())
         ]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the whole detector to one safetensors file that `effdense.load` reads."""
         backbone = self.model.backbone
         assert self.model.spec is not None

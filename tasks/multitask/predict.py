@@ -236,7 +236,7 @@ class Multitask:
             outputs: tuple[Tensor, Tensor, Tensor] = self.model(images)
         return outputs
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write backbone and both heads to one safetensors file, each tensor once, that `effdense.load` reads.
 
         Whatever reads the file of a detector or of a segmenter reads its part of this one.

@@ -313,7 +313,7 @@ class Segmenter:
         what = f"the label map of {len(self.class_names)} classes in an image of {width}x{height} pixels"
         return what, f"use a smaller {flag}, or a smaller image"
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the whole segmenter to one safetensors file that `effdense.load` reads."""
         backbone = self.model.backbone
         assert self.model.spec is not None

@@ -153,7 +153,9 @@ FAULTS = [
     pytest.param(None, [*BOTH, "--data-root", "x"], ["--data-root"], id="two-ways-to-name-data"),
     pytest.param(None, [*BOTH, "--batch-size", "1"], ["--batch-size 2", "got 1"], id="batch-of-one"),
     pytest.param(None, [*BOTH, "--batch-size", "2"], ["--batch-size", "one image"], id="one-image-of-a-label"),
-    pytest.param(None, [*BOTH, "--arch", "pan"], ["image_size is 64", "256 or 288", "--image-size"], id="pan-in-64-pixels"),
+    pytest.param(
+        None, [*BOTH, "--arch", "pan"], ["image_size is 64", "256 or 288", "--image-size"], id="pan-in-64-pixels"
+    ),
     # which data
     pytest.param(None, ["--det-data", "cocoo:{data}/boxes", *MASKS], ["cocoo", "coco:FOLDER"], id="unknown-kind"),
     pytest.param(None, ["--det-data", "folder:{data}/pixels", *MASKS], ["folder", "boxes"], id="kind-without-boxes"),
