@@ -1,0 +1,1 @@
+"""What ``python tools/bench.py`` measures: one module a part, each beside its peer."""
