@@ -25,6 +25,11 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"there is no model file {path}")
+    if path.suffix.lower() == ".onnx":
+        raise UserError(
+            f"{path} is an exported model, which predicts and is scored but has no weights to go on from; give the "
+            ".safetensors file that it was made of"
+        )
     try:
         with safe_open(path, framework="numpy") as handle:
             metadata = handle.metadata() or {}
@@ -34,8 +39,21 @@ def read_header(path: Path) -> dict[str, Any]:
         ) from error
     if HEADER_KEY not in metadata:
         raise UserError(f"{path} holds weights but no effdense header; load it through --weights when training instead")
+    return parse_header(metadata[HEADER_KEY], path)
+
+
+def parse_header(text: str, path: Path) -> dict[str, Any]:
+    """Return the header that a text holds.
+
+    Args:
+        text: JSON.
+        path: the file it is in, for the errors.
+
+    Raises:
+        UserError: it is damaged, or of another format.
+    """
     try:
-        header = json.loads(metadata[HEADER_KEY])
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"no JSON, {error}") from error
     if not isinstance(header, dict):

@@ -1,0 +1,1 @@
+"""Exported models: what a file says of itself, what runs it, and the gate that it has to pass."""
