@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effdense.necks.separable import SeparableConv, activation, batch_norm, init_glorot_uniform
+from effdense.necks.separable import SeparableConv, activation, batch_norm, in_place, init_glorot_uniform
 
 FUSION_EPS = 1e-4
 """Added to the sum of the fusion weights (paper, section 3.3)."""
@@ -156,22 +156,42 @@ class _Node(nn.Module):
 
     def __init__(self, num_inputs: int, channels: int, fusion: str, act: str):
         super().__init__()
+        self.num_inputs = num_inputs
         self.weights = nn.Parameter(torch.ones(num_inputs)) if fusion == "fastattn" else None
+        self.constant_shares: tuple[float, ...] = ()  # of a network in its inference form
         self.act = activation(act)
         self.conv = SeparableConv(channels, channels)
         self.norm = batch_norm(channels)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        y: Tensor = self.norm(self.conv(self.act(self._fused(maps))))
+        return y
+
+    def specialise(self) -> None:
+        """Count the weights once; see `effdense.inference_form`."""
+        shares = [1.0] * self.num_inputs if self.weights is None else self._shares(self.weights).tolist()
+        self.constant_shares = tuple(shares)
+        self.act = in_place(self.act)
+
+    def _fused(self, maps: list[Tensor]) -> Tensor:
+        """Return the weighted sum of maps (B, C, h, w), which nobody else holds."""
+        if self.constant_shares:
+            fused = maps[0] * self.constant_shares[0]
+            for one, share in zip(maps[1:], self.constant_shares[1:], strict=True):
+                fused = fused.add_(one, alpha=share)
+            return fused
         if self.weights is not None:
-            # In float32, also under autocast or where the whole model is half: the weights are few and decide much.
-            weights = F.relu(self.weights.float())
-            shares = (weights / (weights.sum() + FUSION_EPS)).to(maps[0].dtype).unbind()
+            shares = self._shares(self.weights).to(maps[0].dtype).unbind()
             maps = [share * one for share, one in zip(shares, maps, strict=True)]
         fused = maps[0] + maps[1]
         for one in maps[2:]:
             fused = fused + one
-        y: Tensor = self.norm(self.conv(self.act(fused)))
-        return y
+        return fused
+
+    def _shares(self, weights: Tensor) -> Tensor:
+        # In float32, also under autocast or where the whole model is half: the weights are few and decide much.
+        weights = F.relu(weights.float())
+        return weights / (weights.sum() + FUSION_EPS)
 
 
 def halve(x: Tensor) -> Tensor:

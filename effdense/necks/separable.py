@@ -36,6 +36,11 @@ def activation(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
+def in_place(act: nn.Module) -> nn.Module:
+    """Return an activation that overwrites its input, for where no gradient is asked for."""
+    return nn.SiLU(inplace=True) if isinstance(act, nn.SiLU) else act
+
+
 class SeparableConv(nn.Module):
     """3x3 depthwise, then 1x1 pointwise convolution; keeps height and width.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from effdense.necks.separable import SeparableConv, activation, batch_norm, init_fan_in_normal
+from effdense.necks.separable import SeparableConv, activation, batch_norm, in_place, init_fan_in_normal
 
 PRIOR = 0.01
 """Score that an untrained class head gives to everything (arXiv 1708.02002, section 4.1)."""
@@ -32,6 +33,7 @@ class Predictor(nn.Module):
             prior: the last convolution's bias is set so that its sigmoid is this; 0.5 is a bias of 0.
         """
         super().__init__()
+        self.num_levels = num_levels
         self.convs = nn.ModuleList(SeparableConv(channels, channels) for _ in range(repeats))
         self.norms = nn.ModuleList(
             nn.ModuleList(batch_norm(channels) for _ in range(num_levels)) for _ in range(repeats)
@@ -49,9 +51,16 @@ class Predictor(nn.Module):
         outputs = []
         for level, x in enumerate(pyramid):
             for conv, norms in zip(self.convs, self.norms, strict=True):
-                x = self.act(norms[level](conv(x)))  # type: ignore[index]
+                of_level = conv[level] if isinstance(conv, nn.ModuleList) else conv
+                x = self.act(norms[level](of_level(x)))  # type: ignore[index]
             outputs.append(self.predict(x))
         return outputs
+
+    def specialise(self) -> None:
+        """Give each level convolutions of its own, into which its BatchNorms can go; see `effdense.inference_form`."""
+        for number, conv in enumerate(self.convs):
+            self.convs[number] = nn.ModuleList(copy.deepcopy(conv) for _ in range(self.num_levels))
+        self.act = in_place(self.act)
 
 
 class DetectionHead(nn.Module):

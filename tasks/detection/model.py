@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from effdense.backbones.backbone import Backbone
 from effdense.errors import UserError
+from effdense.inference_form import fuse
 from effdense.necks.bifpn import BiFPN
 from effdense.tasks.detection.anchors import Anchors
 from effdense.tasks.detection.head import DetectionHead
@@ -46,6 +47,10 @@ class EfficientDet(nn.Module):
     def anchors(self, image_size_hw: tuple[int, int]) -> Tensor:
         """Return the anchors (A, 4), xyxy in pixels, of images of this size, where the model's parameters are."""
         return self.anchor_maker(image_size_hw, next(self.parameters()).device)
+
+    def fuse(self) -> EfficientDet:
+        """Return a copy for inference that computes the same faster; see `effdense.inference_form`."""
+        return fuse(self)
 
 
 def create_efficientdet(

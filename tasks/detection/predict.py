@@ -14,6 +14,7 @@ from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, as_sample
 from effdense.errors import UserError
+from effdense.inference_form import InferenceForm
 from effdense.model_header import read_header
 from effdense.model_parts import DETECTION, SEGMENTATION, described, lacks_part, part_of
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
@@ -68,6 +69,7 @@ class Detector:
         source: str = "this model",
     ) -> None:
         self.model = model.eval()
+        self._form = InferenceForm(model)
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids if category_ids is not None else range(1, len(self.class_names) + 1))
         self.image_size = image_size
@@ -115,7 +117,7 @@ class Detector:
     def _with(
         self, *, model: EfficientDet | None = None, selection: Selection | None = None, image_size: int | None = None
     ) -> Detector:
-        return Detector(
+        other = Detector(
             model or self.model,
             self.class_names,
             image_size=image_size or self.image_size,
@@ -124,6 +126,9 @@ class Detector:
             header=self.header,
             source=self.source,
         )
+        if other.model is self.model:
+            other._form = self._form
+        return other
 
     def predict(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 8) -> Any:
         """Detect objects.
@@ -155,7 +160,7 @@ class Detector:
             One Detections an image, in pixels of the original image.
         """
         batch = batch.to(self.device)
-        class_logits, box_codes = self.model(batch.images)
+        class_logits, box_codes = self._form.network(batch.images)
         return self.from_outputs(batch, class_logits, box_codes)
 
     @torch.inference_mode()

@@ -14,6 +14,7 @@ from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, as_sample
 from effdense.errors import UserError
+from effdense.inference_form import InferenceForm
 from effdense.model_header import read_header
 from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION, STAGES, header_of_part, lacks_part
 from effdense.tasks.detection.predict import Detector, Selection
@@ -63,6 +64,7 @@ class Multitask:
             UserError: the two heads cannot share a pass over images of this size.
         """
         self.model = model.eval()
+        self._form = InferenceForm(model)
         self.class_names = model.class_names
         self.seg_class_names = model.seg_class_names
         self.image_size = model.image_size if image_size is None else image_size
@@ -132,7 +134,7 @@ class Multitask:
         selection: Selection | None = None,
         image_size: int | None = None,
     ) -> Multitask:
-        return Multitask(
+        other = Multitask(
             model or self.model,
             category_ids=self._detector.category_ids,
             selection=selection or self._detector.selection,
@@ -140,6 +142,9 @@ class Multitask:
             header=self.header,
             source=self.source,
         )
+        if other.model is self.model:
+            other._form = self._form
+        return other
 
     def predict(
         self, images: ImageInput | Sequence[ImageInput], batch_size: int = 8, probabilities: bool = False
@@ -233,7 +238,7 @@ class Multitask:
         in_words = forward_in_words(shape, "image", "--image-size")
         self._memory.require(shape, self.device, *in_words)
         with memory_errors_explained(*in_words):
-            outputs: tuple[Tensor, Tensor, Tensor] = self.model(images)
+            outputs: tuple[Tensor, Tensor, Tensor] = self._form.network(images)
         return outputs
 
     def save(self, path: str | Path) -> None:

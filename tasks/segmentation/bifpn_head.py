@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effdense.necks.bifpn import BiFPN, FinerLevel
-from effdense.necks.separable import SeparableConv, activation, batch_norm, init_fan_in_normal
+from effdense.necks.separable import SeparableConv, activation, batch_norm, in_place, init_fan_in_normal
 
 LEVELS = 6
 """P2 to P7."""
@@ -101,3 +101,7 @@ class BiFPNHead(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = self.act(norm(conv(x)))
         return F.interpolate(self.predict(x), scale_factor=self.upsampling, mode="bilinear")
+
+    def specialise(self) -> None:
+        """Need no gradients; see `effdense.inference_form`."""
+        self.act = in_place(self.act)

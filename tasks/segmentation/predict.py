@@ -15,6 +15,7 @@ from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, as_sample
 from effdense.errors import UserError
+from effdense.inference_form import InferenceForm
 from effdense.model_header import read_header
 from effdense.model_parts import DETECTION, SEGMENTATION, described, lacks_part, part_of
 from effdense.tasks.segmentation.inference import Inference
@@ -54,6 +55,7 @@ class Segmenter:
         source: str = "this model",
     ) -> None:
         self.model = model.eval()
+        self._form = InferenceForm(model)
         self.class_names = tuple(class_names)
         self.image_size = image_size
         self.inference = inference or Inference()
@@ -117,7 +119,7 @@ class Segmenter:
         image_size: int | None = None,
         inference: Inference | None = None,
     ) -> Segmenter:
-        return Segmenter(
+        other = Segmenter(
             model or self.model,
             self.class_names,
             image_size=image_size or self.image_size,
@@ -125,6 +127,9 @@ class Segmenter:
             header=self.header,
             source=self.source,
         )
+        if other.model is self.model:
+            other._form = self._form
+        return other
 
     def images_per_batch(self, batch_size: int) -> int:
         """Return how many images a batch for `segment` may hold: one, where images come in sizes of their own."""
@@ -297,7 +302,7 @@ class Segmenter:
         shape = (images.shape[0], 3, images.shape[2], images.shape[3])
         self._memory.require(shape, self.device, *self._in_words(shape))
         with memory_errors_explained(*self._in_words(shape)):
-            logits: Tensor = self.model(images)
+            logits: Tensor = self._form.network(images)
         return logits
 
     def _in_words(self, shape: tuple[int, int, int, int]) -> tuple[str, str]:
