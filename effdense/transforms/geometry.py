@@ -14,7 +14,8 @@ from effdense.errors import UserError
 from effdense.transforms.base import BoxRule, check_fill, check_share, check_size, keep_boxes
 from effdense.types import IGNORE_INDEX, Float32, Sample, UInt8
 
-_AREA_BELOW = 0.7
+AREA_BELOW = 0.7
+"""Factor below which images are resized by INTER_AREA; `image_interpolation` says why."""
 _MOST_WINDOWS = 10
 MASK_INTERPOLATION = cv2.INTER_NEAREST_EXACT
 """INTER_NEAREST is half a pixel off against INTER_LINEAR; the exact one samples at pixel centres, as bilinear does."""
@@ -33,7 +34,7 @@ def image_interpolation(size_hw: Sequence[int], new_hw: Sequence[int]) -> int:
         new_hw: and after.
     """
     factor = min(new / old for new, old in zip(new_hw, size_hw, strict=True))
-    return cv2.INTER_AREA if factor < _AREA_BELOW else cv2.INTER_LINEAR
+    return cv2.INTER_AREA if factor < AREA_BELOW else cv2.INTER_LINEAR
 
 
 def resized_size(size_hw: Sequence[int], target_hw: Sequence[float]) -> tuple[int, int]:

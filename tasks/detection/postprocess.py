@@ -13,6 +13,10 @@ from effdense.ops.nms import grouped_nms, soft_nms
 from effdense.tasks.detection.anchors import decode
 
 
+PRE_NMS_TOP = 5000
+"""Candidates of an image, at most, before NMS (google/automl hparams, ``nms_configs.max_nms_inputs``)."""
+
+
 class BatchDetections(NamedTuple):
     """What was found in a batch, best first; past an image's count, boxes and scores are 0 and labels -1.
 
@@ -42,7 +46,7 @@ def postprocess(
     iou_threshold: float = 0.5,
     nms: str = "hard",
     max_detections: int = 100,
-    pre_nms_top: int = 5000,
+    pre_nms_top: int = PRE_NMS_TOP,
 ) -> BatchDetections:
     """Take the best scores of all anchors and classes, decode their boxes, and keep one for each object.
 
