@@ -1,0 +1,125 @@
+"""A detector as one ONNX file: uint8 images in, boxes in their own pixels out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from effdense.errors import UserError
+from effdense.ops.boxes import clip
+from effdense.runtime.export import export_header, joined, network_to_onnx, write_onnx
+from effdense.runtime.onnx_pieces import contents, fitting, suppression
+from effdense.tasks.detection.anchors import decode
+from effdense.tasks.detection.postprocess import PRE_NMS_TOP
+from effdense.tasks.detection.predict import Detector, Selection
+from effdense.transforms import mean_fill
+
+OUTPUTS = ("boxes", "scores", "labels", "counts")
+"""What comes out of the file: float32 (batch, D, 4), xyxy in pixels of the images that went in; float32 (batch, D);
+int64 (batch, D), 0-based, -1 past an image's count; int64 (batch,)."""
+
+
+class CandidateNetwork(nn.Module):
+    """A network whose raw outputs become the boxes that suppression chooses from."""
+
+    def __init__(self, network: nn.Module, anchors_xyxy: Tensor, top: int = PRE_NMS_TOP) -> None:
+        """Take a network and what its outputs refer to.
+
+        Args:
+            network: maps images (B, 3, S, S) to class logits (B, A, K) and box codes (B, A, 4).
+            anchors_xyxy: (A, 4), of images of that size.
+            top: candidates of an image, at most.
+        """
+        super().__init__()
+        self.network = network
+        self.top = min(top, len(anchors_xyxy))
+        self.anchors_xyxy: Tensor
+        self.register_buffer("anchors_xyxy", anchors_xyxy.clone())
+
+    def forward(self, pixels: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (B, 3, S, S) and the heights and widths of their contents (B, 2) to what `candidates` returns."""
+        class_logits, box_codes = self.network(pixels)
+        return candidates(class_logits, box_codes, self.anchors_xyxy, limits, self.top)
+
+
+def candidates(
+    class_logits: Tensor, box_codes: Tensor, anchors_xyxy: Tensor, limits: Tensor, top: int
+) -> tuple[Tensor, Tensor]:
+    """Return the boxes of the best anchors, clipped to the content, and what each scores in each class.
+
+    As in `postprocess`, of which this is the part before NMS, with sizes that depend on no value. There the best
+    pairs of anchor and class go on; here all classes of the best anchors do, among which those pairs are.
+
+    Args:
+        class_logits: (B, A, K).
+        box_codes: (B, A, 4).
+        anchors_xyxy: (A, 4).
+        limits: (B, 2), height and width of each image's content, in pixels.
+        top: C, anchors of an image that go on.
+
+    Returns:
+        boxes_xyxy (B, C, 4), and scores (B, K, C), 0 where the box has no area.
+    """
+    num_classes = class_logits.shape[2]
+    anchor = class_logits.amax(2).topk(top, 1).indices  # (B, C)
+    logits = class_logits.gather(1, anchor.unsqueeze(-1).expand(-1, -1, num_classes))
+    codes = box_codes.gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4))
+    boxes = clip(decode(codes, anchors_xyxy[anchor]), limits)
+    usable = (boxes[..., 2:] > boxes[..., :2]).all(-1, keepdim=True)
+    return boxes, torch.where(usable, logits.sigmoid(), 0.0).transpose(1, 2)
+
+
+def export_detector(detector: Detector, path: str | Path, *, precision: str = "float32") -> None:
+    """Write a detector to one ONNX file, with resizing, normalisation, decoding and NMS inside.
+
+    It takes ``images``, uint8 (batch, height, width, 3) in RGB, of any size, and gives ``OUTPUTS``. Where the images of
+    a batch are padded to one size, the optional input ``contents_hw`` says which part of each is image.
+
+    Args:
+        detector: on any device; its image size and selection go into the file.
+        path: the file.
+        precision: in which the file is to be run, ``float32`` or ``bfloat16``; the weights are float32 either way.
+
+    Raises:
+        UserError: a selection that ONNX has no operator for, an unknown precision, or a file that cannot be written.
+    """
+    header = export_header(detector.file_header(), precision=precision, image_size=detector.image_size)
+    check_selection(detector.selection)
+    side = detector.image_size
+    anchors = detector.model.anchor_maker((side, side))
+    core = CandidateNetwork(detector.model.fuse().cpu(), anchors)
+    network = network_to_onnx(
+        core,
+        (torch.zeros(2, 3, side, side), torch.full((2, 2), float(side))),
+        inputs=("pixels", "limits"),
+        outputs=("candidate_boxes", "candidate_scores"),
+    )
+    fill = mean_fill(detector.model.backbone.mean)
+    last = suppression_of(detector.selection, core.top, detector.model.num_classes)
+    write_onnx(Path(path), joined((fitting(side, fill), contents(), network, last)), OUTPUTS, header)
+
+
+def suppression_of(selection: Selection, candidates: int, num_classes: int) -> onnx.ModelProto:
+    """Return the last piece of a file that detects, as the selection says."""
+    return suppression(
+        candidates,
+        num_classes,
+        score_threshold=selection.score_threshold,
+        iou_threshold=selection.nms_iou,
+        max_detections=selection.max_detections,
+    )
+
+
+def check_selection(selection: Selection) -> None:
+    """Refuse a selection that an exported file cannot make.
+
+    Raises:
+        UserError: soft NMS.
+    """
+    if selection.nms != "hard":
+        raise UserError(
+            f"the model selects by {selection.nms} NMS, for which ONNX has no operator: export it with --nms hard"
+        )
