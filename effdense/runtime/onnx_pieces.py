@@ -7,7 +7,7 @@ has operators for all three. Each piece is a small model; `effdense.runtime.expo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,13 @@ are padded at the bottom and the right to one size; 0, 0, which it is by default
 def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
     """Return the piece that fits images into a square, as `effdense.transforms.eval_transform` does.
 
-    Sizes are computed in float64 and cut, as there. INTER_AREA is two matrix products with the share that each pixel
-    before has of each pixel after; INTER_LINEAR is ONNX's Resize. Both round to whole grey levels: as OpenCV does,
-    halves to the even one, but upwards where an image is halved. An image that has the size already takes neither, and
-    one of the square's size is not padded.
+    Sizes are computed in float64 and cut, as there. INTER_AREA and INTER_LINEAR are two matrix products alike, with the
+    share that each pixel before has of each pixel after, rounded to whole grey levels: as OpenCV does, halves to the
+    even one, but upwards where an image is halved.
+
+    Images that have their size already are to take no time, but ONNX's If is avoided: OpenVINO (2026.4) computes
+    something else at a network's first run where one feeds it. So the batch is cut in two, the images to resize and
+    those to keep, and one of the two is empty.
 
     Args:
         side: S, of the square, in pixels.
@@ -59,73 +62,64 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         cut = Floor (exact)
         whole = Cast <to = {_INT64}> (cut)
         fitted_hw = Max (whole, one)
+
+        change = Sub (size_hw, fitted_hw)
+        change_by = ReduceSumSquare <keepdims = 1> (change)
+        fits = Equal (change_by, zero)
+        batch_size = Slice (shape, zero, one)
+        to_resize = Where (fits, zero, batch_size)
+        to_keep = Sub (batch_size, to_resize)
         planar = Transpose <perm = [0, 3, 1, 2]> ({IMAGES})
-        off = Sub (size_hw, square_hw)
-        off_by = ReduceSumSquare <keepdims = 0> (off)
-        is_square = Equal (off_by, zero)
-        pixels = If (is_square) <
-            then_branch = as_it_is () => (float[batch, 3, {side}, {side}] square) {{
-                square = Cast <to = {_FLOAT}> (planar)
-            }},
-            else_branch = fit () => (float[batch, 3, {side}, {side}] padded) {{
-                change = Sub (size_hw, fitted_hw)
-                change_by = ReduceSumSquare <keepdims = 0> (change)
-                fits = Equal (change_by, zero)
-                resized = If (fits) <
-                    then_branch = keep () => (float[batch, 3, h, w] kept) {{ kept = Cast <to = {_FLOAT}> (planar) }},
-                    else_branch = resize () => (float[batch, 3, h, w] rounded) {{
-                        levels = Cast <to = {_FLOAT}> (planar)
-                        fitted = Cast <to = {_DOUBLE}> (fitted_hw)
-                        factors = Div (fitted, size)
-                        factor = ReduceMin <keepdims = 0> (factors)
-                        shrinks = Less (factor, area_below)
-                        scaled = If (shrinks) <
-                            then_branch = area () => (float[batch, 3, h, w] averaged) {{
-                                {_shares("rows", axis=0)}
-                                {_shares("columns", axis=1)}
-                                columns_turned = Transpose <perm = [1, 0]> (columns_share)
-                                narrowed = MatMul (levels, columns_turned)
-                                mean = MatMul (rows_share, narrowed)
-                                doubled = Mul (fitted_hw, factor_two)
-                                beyond = Sub (size_hw, doubled)
-                                beyond_by = ReduceSumSquare <keepdims = 0> (beyond)
-                                halves = Equal (beyond_by, zero)
-                                upwards = Where (halves, little, black)
-                                averaged = Add (mean, upwards)
-                            }},
-                            else_branch = linear () => (float[batch, 3, h, w] mixed) {{
-                                batch_and_channels = Gather (shape, outer)
-                                sizes = Concat <axis = 0> (batch_and_channels, fitted_hw)
-                                mixed = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel">
-                                    (levels, , , sizes)
-                            }}
-                        >
-                        nearest = Round (scaled)
-                        rounded = Clip (nearest, black, white)
-                    }}
-                >
-                room = Sub (square_hw, fitted_hw)
-                margins = Concat <axis = 0> (no_margins, room)
-                centred = Sub (resized, fill)
-                grown = Pad (centred, margins)
-                padded = Add (grown, fill)
-            }}
-        >
+
+        fitted = Cast <to = {_DOUBLE}> (fitted_hw)
+        factors = Div (fitted, size)
+        factor = ReduceMin <keepdims = 0> (factors)
+        shrinks = Less (factor, area_below)
+        {_shares("rows", axis=0)}
+        {_shares("columns", axis=1)}
+        columns_turned = Transpose <perm = [1, 0]> (columns_share)
+        given = Slice (planar, zero, to_resize, zero)
+        levels = Cast <to = {_FLOAT}> (given)
+        narrowed = MatMul (levels, columns_turned)
+        resized = MatMul (rows_share, narrowed)
+        doubled = Mul (fitted_hw, two)
+        beyond = Sub (size_hw, doubled)
+        beyond_by = ReduceSumSquare <keepdims = 0> (beyond)
+        halved = Equal (beyond_by, zero)
+        upwards = Where (halved, little, black)
+        moved = Add (resized, upwards)
+        nearest = Round (moved)
+        rounded = Clip (nearest, black, white)
+
+        fitting_already = Slice (planar, to_resize, batch_size, zero)
+        kept_levels = Cast <to = {_FLOAT}> (fitting_already)
+        kept_shape = Concat <axis = 0> (to_keep, three, fitted_hw)
+        kept = Reshape <allowzero = 1> (kept_levels, kept_shape)
+
+        content = Concat <axis = 0> (rounded, kept)
+        room = Sub (square_hw, fitted_hw)
+        margins = Concat <axis = 0> (no_margins, room)
+        centred = Sub (content, fill)
+        grown = Pad (centred, margins)
+        square = Add (grown, fill)
+        square_shape = Concat <axis = 0> (batch_size, three, square_hw)
+        pixels = Reshape (square, square_shape)
     }}
     """
     constants = {
-        "zero": np.int64(0),
+        "zero": np.zeros(1, np.int64),
         "one": np.ones(1, np.int64),
+        "two": np.full(1, 2, np.int64),
         "three": np.full(1, 3, np.int64),
-        "outer": np.array([0, 3], np.int64),
         "side": np.float64(side),
         "square_hw": np.full(2, side, np.int64),
         "no_margins": np.zeros(6, np.int64),
         "area_below": np.float64(AREA_BELOW),
         "first": np.int64(0),
         "step": np.int64(1),
-        "no_share": np.float32(0),
-        "factor_two": np.int64(2),
+        "nothing": np.float64(0),
+        "half": np.float64(0.5),
+        "unit": np.float64(1),
         "little": np.float32(1e-2),
         "black": np.float32(0),
         "white": np.float32(255),
@@ -137,32 +131,43 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
 def _shares(name: str, axis: int) -> str:
     """Return text that computes ``{name}_share``, float32 (after, before): what each pixel before gives to each after.
 
-    The pixel i after covers i * s to (i + 1) * s of those before, where s is how many become one; its share of pixel j
-    is the length that it has in common with j to j + 1, divided by s.
+    With s pixels becoming one, pixel i after covers i * s to (i + 1) * s of those before. By INTER_AREA its share of
+    pixel j is the length that it has in common with j to j + 1, divided by s. By INTER_LINEAR it is one minus the
+    distance of the two centres, where that is positive; centres beyond the first and the last pixel's lie on these.
     """
     return f"""
         {name}_axis = Constant <value_int = {axis}> ()
         {name}_before = Gather (size_hw, {name}_axis)
         {name}_after = Gather (fitted_hw, {name}_axis)
-        {name}_i = Range (first, {name}_after, step)
-        {name}_j = Range (first, {name}_before, step)
-        {name}_fi = Cast <to = {_DOUBLE}> ({name}_i)
-        {name}_fj = Cast <to = {_DOUBLE}> ({name}_j)
-        {name}_fbefore = Cast <to = {_DOUBLE}> ({name}_before)
-        {name}_fafter = Cast <to = {_DOUBLE}> ({name}_after)
-        {name}_s = Div ({name}_fbefore, {name}_fafter)
-        {name}_start = Mul ({name}_fi, {name}_s)
+        {name}_range = Range (first, {name}_after, step)
+        {name}_column = Unsqueeze ({name}_range, one)
+        {name}_i = Cast <to = {_DOUBLE}> ({name}_column)
+        {name}_others = Range (first, {name}_before, step)
+        {name}_j = Cast <to = {_DOUBLE}> ({name}_others)
+        {name}_float_before = Cast <to = {_DOUBLE}> ({name}_before)
+        {name}_float_after = Cast <to = {_DOUBLE}> ({name}_after)
+        {name}_s = Div ({name}_float_before, {name}_float_after)
+        {name}_start = Mul ({name}_i, {name}_s)
         {name}_end = Add ({name}_start, {name}_s)
-        {name}_one = Cast <to = {_DOUBLE}> (one)
-        {name}_fj1 = Add ({name}_fj, {name}_one)
-        {name}_start_column = Unsqueeze ({name}_start, one)
-        {name}_end_column = Unsqueeze ({name}_end, one)
-        {name}_low = Max ({name}_start_column, {name}_fj)
-        {name}_high = Min ({name}_end_column, {name}_fj1)
+        {name}_next = Add ({name}_j, unit)
+        {name}_low = Max ({name}_start, {name}_j)
+        {name}_high = Min ({name}_end, {name}_next)
         {name}_length = Sub ({name}_high, {name}_low)
-        {name}_ratio = Div ({name}_length, {name}_s)
-        {name}_single = Cast <to = {_FLOAT}> ({name}_ratio)
-        {name}_share = Max ({name}_single, no_share)
+        {name}_area = Div ({name}_length, {name}_s)
+
+        {name}_middle = Add ({name}_i, half)
+        {name}_there = Mul ({name}_middle, {name}_s)
+        {name}_centre = Sub ({name}_there, half)
+        {name}_last = Sub ({name}_float_before, unit)
+        {name}_not_before = Max ({name}_centre, nothing)
+        {name}_not_beyond = Min ({name}_not_before, {name}_last)
+        {name}_apart = Sub ({name}_not_beyond, {name}_j)
+        {name}_distance = Abs ({name}_apart)
+        {name}_linear = Sub (unit, {name}_distance)
+
+        {name}_either = Where (shrinks, {name}_area, {name}_linear)
+        {name}_positive = Max ({name}_either, nothing)
+        {name}_share = Cast <to = {_FLOAT}> ({name}_positive)
     """
 
 
@@ -335,7 +340,7 @@ _INT64 = onnx.TensorProto.INT64
 _UINT8 = onnx.TensorProto.UINT8
 
 
-def _model(text: str, constants: dict[str, npt.NDArray[Any] | np.generic]) -> onnx.ModelProto:
+def _model(text: str, constants: Mapping[str, npt.NDArray[Any] | np.generic[Any]]) -> onnx.ModelProto:
     """Read a piece, and give it its constants."""
     model = onnx.parser.parse_model(text)
     for name, value in constants.items():
