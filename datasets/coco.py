@@ -9,23 +9,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from effdense.datasets.coco_json import (
-    Json,
-    annotation_keys,
-    flags,
-    image_columns,
-    load_coco,
-    number_labels,
-    read_classes,
-)
-from effdense.datasets.index import DetectionIndex, Float64, Names, pack_names
+from effdense.datasets.coco_columns import CocoColumns, read_columns
+from effdense.datasets.coco_json import Json, load_coco, number_labels, read_classes
+from effdense.datasets.index import DetectionIndex, Names, pack_names
 from effdense.datasets.layout import SPLIT_NAMES, existing_folder, what_is_there
 from effdense.errors import UserError
-from effdense.types import Int64
 
 _LAYOUTS = {
     "instances": (
@@ -53,8 +44,8 @@ def open_coco(
     Raises:
         UserError: nothing found (says what was looked for and what is there), or a file that is no such JSON.
     """
-    content, path = load_annotations(root, split, annotations)
-    index = _build(content, path, split, name)
+    path = annotation_file(root, split, annotations)
+    index = _build(read_columns(path), path, split, name)
     return replace(index, images_dir=images_folder(images, path, root, split, index.file_names))
 
 
@@ -72,11 +63,21 @@ def load_annotations(
     Raises:
         UserError: no such file, or it is no COCO JSON.
     """
-    if annotations is None:
-        if root is None:
-            raise UserError("a COCO data set needs --data-root DIR, or an annotation file")
-        annotations = find_annotations(root, split, kind)
-    return load_coco(annotations), annotations
+    path = annotation_file(root, split, annotations, kind)
+    return load_coco(path), path
+
+
+def annotation_file(root: Path | None, split: str, annotations: Path | None, kind: str = "instances") -> Path:
+    """Return the annotation file of a split: as named, or else as found; arguments as for ``load_annotations``.
+
+    Raises:
+        UserError: nothing was named, or nothing is found.
+    """
+    if annotations is not None:
+        return annotations
+    if root is None:
+        raise UserError("a COCO data set needs --data-root DIR, or an annotation file")
+    return find_annotations(root, split, kind)
 
 
 def images_folder(named: Path | None, annotations: Path, root: Path | None, split: str, file_names: Names) -> Path:
@@ -162,20 +163,13 @@ def _find_images(annotations: Path, root: Path | None, split: str, file_names: N
     )
 
 
-def _build(content: Json, path: Path, split: str, name: str) -> DetectionIndex:
-    images, annotations = content["images"], content["annotations"]
-    file_names, image_ids, sizes_hw = image_columns(images, path)
-    annotation_ids, image_rows, category_ids = annotation_keys(annotations, image_ids, path)
-    order = np.argsort(image_rows, kind="stable")
-    boxes_xywh = _boxes(annotations, annotation_ids, path)
-    classes, notes = read_classes(content["categories"], category_ids, path)
-    labels, unknown_names = number_labels(category_ids, classes)
-    areas = np.array(
-        [_number(a.get("area"), w * h) for a, (w, h) in zip(annotations, boxes_xywh[:, 2:].tolist(), strict=True)]
-    )
-    crowd, difficult = (flags(annotations, key, annotation_ids, path) for key in ("iscrowd", "ignore"))
-    corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
-    counts = np.bincount(image_rows, minlength=len(images))
+def _build(columns: CocoColumns, path: Path, split: str, name: str) -> DetectionIndex:
+    order = np.argsort(columns.image_rows, kind="stable")
+    classes, notes = read_classes(columns.categories, columns.category_ids, path)
+    labels, unknown_names = number_labels(columns.category_ids, classes)
+    written = columns.boxes_xywh[order]
+    corners = np.concatenate([written[:, :2], written[:, :2] + written[:, 2:]], axis=1)
+    counts = np.bincount(columns.image_rows, minlength=len(columns.file_names))
     return DetectionIndex(
         name=name,
         split=split,
@@ -183,64 +177,19 @@ def _build(content: Json, path: Path, split: str, name: str) -> DetectionIndex:
         images_dir=path.parent,
         class_names=tuple(classes.values()),
         category_ids=tuple(classes),
-        file_names=pack_names(file_names),
-        image_ids=image_ids,
-        sizes_hw=sizes_hw,
+        file_names=pack_names(columns.file_names),
+        image_ids=columns.image_ids,
+        sizes_hw=columns.sizes_hw,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes_xyxy=corners[order].astype(np.float32),
-        boxes_written_xywh=boxes_xywh[order],
-        areas=areas.astype(np.float64)[order],
+        boxes_xyxy=corners.astype(np.float32),
+        boxes_written_xywh=written,
+        areas=columns.areas[order],
         labels=labels[order],
-        crowd=crowd[order],
-        difficult=difficult[order],
-        annotation_ids=annotation_ids[order],
-        lines=np.zeros(len(annotations), np.int32),
+        crowd=columns.crowd[order],
+        difficult=columns.ignored[order],
+        annotation_ids=columns.annotation_ids[order],
+        lines=np.zeros(len(order), np.int32),
         annotation_names=pack_names([]),
         unknown_names=unknown_names,
         notes=notes,
     )
-
-
-def _boxes(annotations: list[Json], ids: Int64, path: Path) -> Float64:
-    """Return boxes as x, y, width, height, (T, 4)."""
-    boxes = []
-    for annotation, annotation_id in zip(annotations, ids.tolist(), strict=True):
-        bbox = annotation.get("bbox") or _extent(annotation, f"{path}, annotation id {annotation_id}")
-        try:
-            x, y, width, height = bbox
-            boxes.append((float(x), float(y), float(width), float(height)))
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}, annotation id {annotation_id}: bbox must be four numbers x, y, width, height, got {bbox!r}"
-            ) from error
-    return np.array(boxes, np.float64).reshape(-1, 4)
-
-
-def _extent(annotation: Json, where: str) -> list[float]:
-    """Return the box around an object that has only polygons or run lengths."""
-    shape = annotation.get("segmentation")
-    try:
-        if isinstance(shape, dict):
-            return _extent_of_runs(shape)
-        if isinstance(shape, list) and any(shape):
-            points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in shape])
-            low, high = points.min(axis=0), points.max(axis=0)
-            return [*low.tolist(), *(high - low).tolist()]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: no bbox, and its segmentation cannot be read ({error})") from error
-    raise UserError(f"{where}: neither bbox nor segmentation")
-
-
-def _extent_of_runs(shape: Json) -> list[float]:
-    from pycocotools import mask
-
-    height, width = shape["size"]
-    try:
-        packed = mask.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
-        return [float(value) for value in mask.toBbox(packed)]
-    except Exception as error:  # pycocotools raises plain Exception, and whatever its Cython comes upon
-        raise ValueError(f"{type(error).__name__}: {error}") from error
-
-
-def _number(value: Any, otherwise: float) -> float:
-    return float(value) if isinstance(value, int | float) else otherwise

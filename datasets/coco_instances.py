@@ -7,7 +7,6 @@ says nothing. Crowds, and objects with "ignore": 1 (which boxes call difficult),
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,9 @@ import numpy.typing as npt
 from pycocotools import mask as coco_api
 
 from effdense.datasets.class_names import BACKGROUND, is_background
-from effdense.datasets.coco import images_folder, load_annotations
-from effdense.datasets.coco_json import Json, annotation_keys, flags, image_columns, number_labels, read_classes
+from effdense.datasets.coco import annotation_file, images_folder
+from effdense.datasets.coco_columns import read_columns
+from effdense.datasets.coco_json import number_labels, read_classes
 from effdense.datasets.coco_shapes import Shapes, read_shapes
 from effdense.datasets.index import Float64, pack_names
 from effdense.datasets.segmentation_index import MAX_CLASSES, SegmentationIndex
@@ -97,18 +97,16 @@ def open_coco_instances(
     Raises:
         UserError: nothing found, a file that is no such JSON, or an object without a usable outline.
     """
-    content, path = load_annotations(root, split, annotations)
-    file_names, image_ids, sizes_hw = image_columns(content["images"], path)
-    annotation_ids, image_rows, category_ids = annotation_keys(content["annotations"], image_ids, path)
-    categories, notes = read_classes(content["categories"], category_ids, path)
-    labels, unknown = number_labels(category_ids, categories)
+    path = annotation_file(root, split, annotations)
+    columns = read_columns(path, outlines=True)
+    categories, notes = read_classes(columns.categories, columns.category_ids, path)
+    labels, unknown = number_labels(columns.category_ids, categories)
     if unknown:
-        strays = ", ".join(str(stray) for stray in annotation_ids[labels < 0][:_SHOWN].tolist())
+        strays = ", ".join(str(stray) for stray in columns.annotation_ids[labels < 0][:_SHOWN].tolist())
         raise UserError(f"{path} has objects of no listed category ({unknown[0]}): annotation id {strays}")
-    crowd, ignored = (flags(content["annotations"], key, annotation_ids, path) for key in ("iscrowd", "ignore"))
     class_names, class_of = _with_background(tuple(categories.values()), path)
-    ends = np.cumsum(np.bincount(image_rows, minlength=len(file_names)))
-    packed = pack_names(file_names)
+    ends = np.cumsum(np.bincount(columns.image_rows, minlength=len(columns.file_names)))
+    packed = pack_names(columns.file_names)
     return SegmentationIndex(
         name=name,
         split=split,
@@ -116,24 +114,19 @@ def open_coco_instances(
         images_dir=images_folder(images, path, root, split, packed),
         class_names=class_names,
         file_names=packed,
-        image_ids=image_ids,
-        sizes_hw=sizes_hw,
+        image_ids=columns.image_ids,
+        sizes_hw=columns.sizes_hw,
         masks=InstanceMasks(
-            shapes=read_shapes(content["annotations"], annotation_ids, path),
+            shapes=read_shapes(columns.segmentations, columns.annotation_ids, path),
             labels=class_of[labels],
-            crowd=crowd | ignored,
-            areas=np.array([_area(annotation) for annotation in content["annotations"]], np.float64),
-            rows=np.argsort(image_rows, kind="stable").astype(np.int64),
+            crowd=columns.crowd | columns.ignored,
+            areas=columns.areas,
+            rows=np.argsort(columns.image_rows, kind="stable").astype(np.int64),
             spans=np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1).astype(np.int64),
-            image_ids=image_ids,
+            image_ids=columns.image_ids,
         ),
         notes=notes,
     )
-
-
-def _area(annotation: Json) -> float:
-    area = annotation.get("area")
-    return float(area) if isinstance(area, int | float) and 0 < area < math.inf else 0.0
 
 
 def _with_background(categories: tuple[str, ...], path: Path) -> tuple[tuple[str, ...], UInt8]:

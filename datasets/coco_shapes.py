@@ -110,13 +110,17 @@ class Shapes:
             )
 
 
-def read_shapes(annotations: Sequence[Json], annotation_ids: Int64, path: Path) -> Shapes:
-    """Return the segmentations of annotations, in their order.
+def read_shapes(segmentations: Sequence[Any], annotation_ids: Int64, path: Path) -> Shapes:
+    """Return the segmentations of annotations as columns, in their order.
+
+    Args:
+        segmentations: (T,), as the file has them; None where an annotation has none.
+        annotation_ids: (T,).
+        path: the file, for messages.
 
     Raises:
         UserError: an annotation without a segmentation, or with one that cannot be used; names its id.
     """
-    segmentations = [annotation.get("segmentation") for annotation in annotations]
     if bare := [i for i, found in zip(annotation_ids.tolist(), segmentations, strict=True) if not found]:
         raise UserError(
             f"{path}: {len(bare)} annotations have no segmentation, only a box at most: annotation id {_listed(bare)}. "
