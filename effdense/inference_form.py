@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -29,11 +30,19 @@ _READ_ONLY = frozenset({"__get__", "size", "dim", "numel", "stride", "is_contigu
 
 
 @runtime_checkable
+class Separates(Protocol):
+    """A module in which several BatchNorms follow one convolution."""
+
+    def separate(self) -> None:
+        """Give each BatchNorm a convolution of its own; called once, on a copy."""
+
+
+@runtime_checkable
 class Specialises(Protocol):
-    """A module that knows of itself what is constant once it is trained."""
+    """A module that knows of itself what computes the same once there are no gradients."""
 
     def specialise(self) -> None:
-        """Change to what computes the same without gradients; called once, on a copy."""
+        """Change to that; called once, on a copy, when the BatchNorms are gone."""
 
 
 class Fusable(Protocol):
@@ -56,8 +65,8 @@ def fuse(model: M, image_size: int = SEEN_SIZE) -> M:
     with torch.inference_mode(False), torch.no_grad():
         fused = copy.deepcopy(model).eval().requires_grad_(False)
         for module in list(fused.modules()):
-            if isinstance(module, Specialises):
-                module.specialise()
+            if isinstance(module, Separates):
+                module.separate()
         device = next(fused.parameters()).device
         calls = _Calls()
         with calls:
@@ -65,6 +74,11 @@ def fuse(model: M, image_size: int = SEEN_SIZE) -> M:
         for conv, norm in _pairs(fused, calls):
             _fold(fused.get_submodule(conv), fused.get_submodule(norm))
             _replace(fused, norm, _activation_of(fused.get_submodule(norm)))
+        for name, module in list(fused.named_modules()):
+            if isinstance(module, Specialises):
+                module.specialise()
+            elif type(module) is SqueezeExcite:
+                _replace(fused, name, _InPlaceGate(module))
         return fused.to(memory_format=torch.channels_last)
 
 
@@ -112,6 +126,18 @@ def _tensors(model: nn.Module) -> list[Tensor] | None:
             found += [tensor for tensor in tensors.values() if tensor is not None]
         modules += [child for child in module._modules.values() if child is not None]
     return None if any(tensor.is_inference() for tensor in found) else found
+
+
+class _InPlaceGate(nn.Module):
+    """timm's squeeze-and-excitation, written over its input, which a convolution made for it alone."""
+
+    def __init__(self, gate: SqueezeExcite) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(gate.conv_reduce, gate.act1, gate.conv_expand, gate.gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of (B, C, h, w) by a number in 0..1 that the means of all channels decide."""
+        return x.mul_(self.inner(x.mean((2, 3), keepdim=True)))
 
 
 class _Calls(TorchFunctionMode):

@@ -7,6 +7,7 @@ of a remainder.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
@@ -15,11 +16,23 @@ from torch import Tensor, nn
 class SameConv2d(nn.Conv2d):
     """Strided convolution, (B, C, h, w) to (B, C', ceil(h / stride), ceil(w / stride)); an odd pixel is added last."""
 
+    pads_in_kernel = False
+    """Whether to pad without a copy of the map; not for training, whose gradients would go through a larger kernel."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Pad, then convolve."""
         high, wide = (self._padding(axis, input.shape[axis + 2]) for axis in (0, 1))
+        if self.pads_in_kernel and not torch.compiler.is_compiling():  # exported, it would hold for one parity
+            # A pixel more on the last side than on the first is as much on both, under a kernel that begins with zeros.
+            weight = F.pad(self.weight, (wide % 2, 0, high % 2, 0))
+            padding = ((high + 1) // 2, (wide + 1) // 2)
+            return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         padded = F.pad(input, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
         return F.conv2d(padded, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+    def specialise(self) -> None:
+        """Pad without a copy, where the kernel has no gaps; see `effdense.inference_form`."""
+        self.pads_in_kernel = self.dilation == (1, 1)
 
     def _padding(self, axis: int, size: int) -> int:
         """Return the rows or columns to add to ``size`` of them."""

@@ -56,10 +56,13 @@ class Predictor(nn.Module):
             outputs.append(self.predict(x))
         return outputs
 
-    def specialise(self) -> None:
+    def separate(self) -> None:
         """Give each level convolutions of its own, into which its BatchNorms can go; see `effdense.inference_form`."""
         for number, conv in enumerate(self.convs):
             self.convs[number] = nn.ModuleList(copy.deepcopy(conv) for _ in range(self.num_levels))
+
+    def specialise(self) -> None:
+        """Need no gradients; see `effdense.inference_form`."""
         self.act = in_place(self.act)
 
 
