@@ -1,0 +1,91 @@
+"""From the network's maps to detections beside effdet's way, on outputs that nothing was trained for and on sure ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from effdense.tools.benchmarks.checks import check_close, check_same_labels
+from effdense.tools.benchmarks.effdet_parts import VERSION, effdet_config, flat
+from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, row
+from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from effdense.tasks.detection.postprocess import BatchDetections
+
+BATCH, CLASSES, TARGET = 8, 90, 5.0
+OUTPUTS = {"most scores near 0": (-7.5, 1.5), "all scores alike": (-2.0, 2.0)}
+"""Mean and spread of the class logits. effdet always takes 5,000 candidates an image; so do we, above 0.001."""
+
+
+def run(settings: BenchSettings) -> list[Row]:
+    """Measure both kinds of outputs, from the maps and from logits laid out already."""
+    size = 128 if settings.quick else 512
+    return [measure(settings, says, size, *spread) for says, spread in OUTPUTS.items()]
+
+
+def measure(settings: BenchSettings, says: str, size: int, mean: float, spread: float) -> Row:
+    """Return the row of one kind of outputs.
+
+    Raises:
+        Unequal: the detections differ.
+    """
+    import torch
+    from effdet.anchors import Anchors as EffdetAnchors
+    from effdet.bench import _batch_detection, _post_process
+
+    from effdense.tasks.detection.anchors import Anchors
+    from effdense.tasks.detection.postprocess import postprocess
+
+    device = settings.device
+    generator = torch.Generator().manual_seed(0)
+    cells = [size // 2**level for level in range(3, 8)]
+
+    def maps(channels: int, mean: float, spread: float) -> list[Tensor]:
+        drawn = [torch.randn(BATCH, channels, cell, cell, generator=generator) * spread + mean for cell in cells]
+        return [one.to(device, memory_format=torch.channels_last) for one in drawn]
+
+    logits, codes = maps(9 * CLASSES, mean, spread), maps(36, 0.0, 0.2)
+    their_anchors = EffdetAnchors.from_config(effdet_config("d0", size, CLASSES)).to(device).boxes
+    anchors = Anchors()((size, size), device)
+    sizes = torch.full((BATCH, 2), size, device=device)
+    scale, their_sizes = torch.ones(BATCH, device=device), sizes.float()
+
+    def ours() -> BatchDetections:
+        return postprocess(
+            flat(logits, CLASSES),
+            flat(codes, 4),
+            anchors,
+            image_size_hw=(size, size),
+            original_sizes_hw=sizes,
+            resized_sizes_hw=sizes,
+        )
+
+    def peer() -> Tensor:
+        best = _post_process(logits, codes, num_levels=len(cells), num_classes=CLASSES)
+        found: Tensor = _batch_detection(
+            BATCH, best[0], best[1], their_anchors, best[2], best[3], scale, their_sizes, 100, False
+        )
+        return found
+
+    with torch.inference_mode():
+        check_same_detections(ours(), peer())
+        samples = alternate({"ours": ours, "peer": peer}, repeats=settings.rounds(11), synchronise=synchroniser(device))
+    ratio = Ratio.of(samples["ours"], samples["peer"])
+    note = "same detections, equal scores in any order"
+    return row(f"batch {BATCH}, {CLASSES} classes, {size} px, {says}", ratio, target=TARGET, note=note)
+
+
+def check_same_detections(ours: BatchDetections, theirs: Tensor) -> None:
+    """See that both found the same, best first; effdet counts classes from 1.
+
+    Raises:
+        Unequal: they did not.
+    """
+    check_close("scores", ours.scores, theirs[..., 4], 1e-6)
+    check_same_labels("labels", ours.labels, theirs[..., 5].long() - 1)
+    check_close("boxes", ours.boxes_xyxy, theirs[..., :4], 1e-5)
+
+
+PART = Part("postprocessing", "post-processing", f"{VERSION}'s", run, ("cpu", "cuda"))
