@@ -1,4 +1,4 @@
-"""From the network's maps to detections beside effdet's way, on outputs that nothing was trained for and on sure ones."""
+"""From the network's maps to detections beside effdet's way, on scores that are mostly low and on scores alike."""
 
 from __future__ import annotations
 
