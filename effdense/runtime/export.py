@@ -98,6 +98,7 @@ def write_onnx(path: Path, model: onnx.ModelProto, outputs: Sequence[str], heade
     written.CopyFrom(model)
     del written.graph.output[:]
     written.graph.output.extend(yielded[name] for name in outputs)
+    written.graph.value_info.extend(value for name, value in yielded.items() if name not in outputs)
     written.graph.name = written.producer_name = "effdense"
     written.producer_version = __version__
     write_header(written, header)

@@ -297,39 +297,35 @@ def labelling(classes: int, side: int) -> onnx.ModelProto:
     labelling (float[batch, {classes}, {side}, {side}] mask_logits, int64[2] size_hw, int64[2] fitted_hw)
         => (uint8[batch, height, width] label_map)
     {{
-        off = Sub (square_hw, fitted_hw)
-        off_by = ReduceSumSquare <keepdims = 0> (off)
-        is_square = Equal (off_by, zero)
-        content = If (is_square) <
-            then_branch = all_of_it () => (float[batch, {classes}, h, w] whole) {{ whole = Identity (mask_logits) }},
-            else_branch = without_padding () => (float[batch, {classes}, h, w] part) {{
-                part = Slice (mask_logits, from, fitted_hw, axes)
-            }}
-        >
+        content = Slice (mask_logits, corner, fitted_hw, axes)
+        shape = Shape (mask_logits)
+        batch_size = Slice (shape, zero, one)
         change = Sub (size_hw, fitted_hw)
-        change_by = ReduceSumSquare <keepdims = 0> (change)
+        change_by = ReduceSumSquare <keepdims = 1> (change)
         fits = Equal (change_by, zero)
-        enlarged = If (fits) <
-            then_branch = as_it_is () => (float[batch, {classes}, height, width] same) {{ same = Identity (content) }},
-            else_branch = enlarge () => (float[batch, {classes}, height, width] resized) {{
-                form = Shape (content)
-                head = Slice (form, first, two)
-                sizes = Concat <axis = 0> (head, size_hw)
-                resized = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel">
-                    (content, , , sizes)
-            }}
-        >
-        best = ArgMax <axis = 1, keepdims = 0> (enlarged)
+        to_enlarge = Where (fits, zero, batch_size)
+        to_keep = Sub (batch_size, to_enlarge)
+
+        given = Slice (content, zero, to_enlarge, zero)
+        sizes = Concat <axis = 0> (to_enlarge, classes, size_hw)
+        enlarged = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (given, , , sizes)
+        best_enlarged = ArgMax <axis = 1, keepdims = 0> (enlarged)
+
+        fitting_already = Slice (content, to_enlarge, batch_size, zero)
+        best_kept = ArgMax <axis = 1, keepdims = 0> (fitting_already)
+        kept_shape = Concat <axis = 0> (to_keep, size_hw)
+        reshaped = Reshape <allowzero = 1> (best_kept, kept_shape)
+
+        best = Concat <axis = 0> (best_enlarged, reshaped)
         label_map = Cast <to = {_UINT8}> (best)
     }}
     """
     constants = {
-        "zero": np.int64(0),
-        "first": np.zeros(1, np.int64),
-        "two": np.full(1, 2, np.int64),
-        "from": np.zeros(2, np.int64),
+        "zero": np.zeros(1, np.int64),
+        "one": np.ones(1, np.int64),
+        "classes": np.full(1, classes, np.int64),
+        "corner": np.zeros(2, np.int64),
         "axes": np.array([2, 3], np.int64),
-        "square_hw": np.full(2, side, np.int64),
     }
     return _model(text, constants)
 

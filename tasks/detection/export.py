@@ -22,26 +22,16 @@ OUTPUTS = ("boxes", "scores", "labels", "counts")
 int64 (batch, D), 0-based, -1 past an image's count; int64 (batch,)."""
 
 
-class CandidateNetwork(nn.Module):
-    """A network whose raw outputs become the boxes that suppression chooses from."""
+class _Candidates(nn.Module):
+    """`candidates` with the anchors of one image size."""
 
-    def __init__(self, network: nn.Module, anchors_xyxy: Tensor, top: int = PRE_NMS_TOP) -> None:
-        """Take a network and what its outputs refer to.
-
-        Args:
-            network: maps images (B, 3, S, S) to class logits (B, A, K) and box codes (B, A, 4).
-            anchors_xyxy: (A, 4), of images of that size.
-            top: candidates of an image, at most.
-        """
+    def __init__(self, anchors_xyxy: Tensor, top: int) -> None:
         super().__init__()
-        self.network = network
-        self.top = min(top, len(anchors_xyxy))
+        self.top = top
         self.anchors_xyxy: Tensor
         self.register_buffer("anchors_xyxy", anchors_xyxy.clone())
 
-    def forward(self, pixels: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images (B, 3, S, S) and the heights and widths of their contents (B, 2) to what `candidates` returns."""
-        class_logits, box_codes = self.network(pixels)
+    def forward(self, class_logits: Tensor, box_codes: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         return candidates(class_logits, box_codes, self.anchors_xyxy, limits, self.top)
 
 
@@ -88,29 +78,39 @@ def export_detector(detector: Detector, path: str | Path, *, precision: str = "f
     """
     header = export_header(detector.file_header(), precision=precision, image_size=detector.image_size)
     check_selection(detector.selection)
-    side = detector.image_size
-    anchors = detector.model.anchor_maker((side, side))
-    core = CandidateNetwork(detector.model.fuse().cpu(), anchors)
+    side, model = detector.image_size, detector.model
     network = network_to_onnx(
-        core,
-        (torch.zeros(2, 3, side, side), torch.full((2, 2), float(side))),
-        inputs=("pixels", "limits"),
+        model.fuse().cpu(), (torch.zeros(2, 3, side, side),), inputs=("pixels",), outputs=("class_logits", "box_codes")
+    )
+    last = detecting(model.anchor_maker((side, side)), model.num_classes, detector.selection)
+    pieces = (fitting(side, mean_fill(model.backbone.mean)), contents(), network, *last)
+    write_onnx(Path(path), joined(pieces), OUTPUTS, header)
+
+
+def detecting(anchors_xyxy: Tensor, num_classes: int, selection: Selection) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return the pieces that make detections of a network's ``class_logits`` and ``box_codes``.
+
+    Args:
+        anchors_xyxy: (A, 4), of the square that images are fitted into.
+        num_classes: K.
+        selection: which boxes become detections.
+    """
+    count = len(anchors_xyxy)
+    top = min(PRE_NMS_TOP, count)
+    best = network_to_onnx(
+        _Candidates(anchors_xyxy, top),
+        (torch.zeros(2, count, num_classes), torch.zeros(2, count, 4), torch.ones(2, 2)),
+        inputs=("class_logits", "box_codes", "limits"),
         outputs=("candidate_boxes", "candidate_scores"),
     )
-    fill = mean_fill(detector.model.backbone.mean)
-    last = suppression_of(detector.selection, core.top, detector.model.num_classes)
-    write_onnx(Path(path), joined((fitting(side, fill), contents(), network, last)), OUTPUTS, header)
-
-
-def suppression_of(selection: Selection, candidates: int, num_classes: int) -> onnx.ModelProto:
-    """Return the last piece of a file that detects, as the selection says."""
-    return suppression(
-        candidates,
+    kept = suppression(
+        top,
         num_classes,
         score_threshold=selection.score_threshold,
         iou_threshold=selection.nms_iou,
         max_detections=selection.max_detections,
     )
+    return best, kept
 
 
 def check_selection(selection: Selection) -> None:

@@ -1,0 +1,42 @@
+"""An exported file cut in three: what fits images, the network, and what makes results of its outputs.
+
+A network may compute in bfloat16; what lies around it may not. Of eight bits, a pixel that is an average keeps half a
+grey level, a box of 500 pixels is off by two, and two classes that differ by less become one.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+PIXELS = "pixels"
+"""What a file's network reads, float32 (batch, 3, S, S) in 0..255."""
+
+GEOMETRY = ("size_hw", "fitted_hw", "limits", "originals")
+"""What is known of the images before the network runs, and needed after it; each file has the first two at least."""
+
+RAW_OUTPUTS = ("class_logits", "box_codes", "mask_logits")
+"""What a file's network may give; each of them has some."""
+
+
+def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.ModelProto]:
+    """Return the three stages of an exported model; each reads by name what the model is given or a stage before gives.
+
+    Args:
+        model: as `effdense.runtime.export.write_onnx` wrote it; an optional input may have lost its default.
+
+    Raises:
+        ValueError: no network stands out in the model.
+    """
+    made = {name for node in model.graph.node for name in node.output}
+    raw, geometry = ([name for name in names if name in made] for names in (RAW_OUTPUTS, GEOMETRY))
+    if PIXELS not in made or not raw:
+        raise ValueError("no network stands out in it")
+    read = {name for node in model.graph.node for name in node.input}
+    inputs = [value.name for value in model.graph.input if value.name in read]
+    outputs = [value.name for value in model.graph.output]
+    extractor = onnx.utils.Extractor(model)
+    return (
+        extractor.extract_model(inputs, [PIXELS, *geometry]),
+        extractor.extract_model([PIXELS], raw),
+        extractor.extract_model([*raw, *geometry], outputs),
+    )
