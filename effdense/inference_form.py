@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -43,13 +43,6 @@ class Specialises(Protocol):
 
     def specialise(self) -> None:
         """Change to that; called once, on a copy, when the BatchNorms are gone."""
-
-
-class Fusable(Protocol):
-    """A network that knows its inference form."""
-
-    def fuse(self) -> Any:
-        """Return its inference form, of its own type."""
 
 
 def fuse(model: M, image_size: int = SEEN_SIZE) -> M:
@@ -86,8 +79,8 @@ class InferenceForm(Generic[M]):
     """The inference form of a network, made at first use and anew whenever the network's tensors have changed.
 
     Training steps, loaded weights and moves to another device are seen; what is written through ``tensor.data`` is not.
-    A network that somebody watches through hooks, or that was made in inference mode, where PyTorch does not count
-    changes, runs as it is.
+    A network runs as it is where it has no ``fuse()``, where somebody watches it through hooks, and where it was made in
+    inference mode, in which PyTorch does not count changes.
     """
 
     def __init__(self, model: M) -> None:
@@ -99,13 +92,13 @@ class InferenceForm(Generic[M]):
     @property
     def network(self) -> M:
         """What is to run."""
-        tensors = _tensors(self.model)
-        if tensors is None:
+        tensors, fused = _tensors(self.model), getattr(self.model, "fuse", None)
+        if tensors is None or fused is None:
             return self.model
         now = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if self._fused is None or now != self._seen:
             self._fused = None  # first the old one goes
-            self._fused = cast("Fusable", self.model).fuse()
+            self._fused = fused()
             self._seen, self._kept = now, [tensor.detach() for tensor in tensors]
         assert self._fused is not None
         return self._fused
@@ -154,7 +147,7 @@ class _Calls(TorchFunctionMode):
         self.made: dict[int, int] = {}
         self.uses: dict[int, int] = {}
         self.normalised: list[tuple[int, int]] = []
-        self._outputs: list[Tensor] = []  # alive, so that no two have one id
+        self._alive: list[Tensor] = []  # so that no two have one id; a weight may be made by the forward pass as well
 
     def __torch_function__(
         self,
@@ -172,9 +165,10 @@ class _Calls(TorchFunctionMode):
                 self.uses[id(value)] = self.uses.get(id(value), 0) + 1
         if func in _CONVOLUTIONS:
             self.made[id(output)] = id(args[1])
-            self._outputs.append(output)
-        elif func is F.batch_norm and len(args) > 1 and args[1] is not None:
+            self._alive += [output, args[1]]
+        elif func is F.batch_norm and len(args) > 1 and id(args[0]) in self.made:
             self.normalised.append((id(args[0]), id(args[1])))
+            self._alive.append(args[1])
         return output
 
 
@@ -185,9 +179,9 @@ def _pairs(model: nn.Module, calls: _Calls) -> list[tuple[str, str]]:
     weights, means = list(calls.made.values()), [mean for _, mean in calls.normalised]
     found = []
     for output, mean in calls.normalised:
-        weight = calls.made.get(output)
+        weight = calls.made[output]
         known = weight in convs and mean in norms
-        if weight is not None and known and calls.uses[output] == weights.count(weight) == means.count(mean) == 1:
+        if known and calls.uses[output] == weights.count(weight) == means.count(mean) == 1:
             found.append((convs[weight], norms[mean]))
     return found
 
