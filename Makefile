@@ -28,7 +28,7 @@ $(READY): pyproject.toml
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "$(VENV) holds $$($(BIN)/python --version), effdense needs 3.10; remove $(VENV) and try again"; exit 2; }
 	$(BIN)/python -m pip install --upgrade --quiet pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,lite,tensorboard]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,lite,tensorboard,onnx,openvino]'
 	@touch $@
 
 demo: env  ## detection, segmentation and both at once on the demo set: train, evaluate, predict; results in runs/demo

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,3 +35,23 @@ def as_sample(image: ImageInput) -> Sample:
         raise UserError(f"an image array is uint8 (H, W, 3) in RGB order, not {pixels.dtype} {pixels.shape}")
     size_hw = (pixels.shape[0], pixels.shape[1])
     return Sample(image=pixels, original_size_hw=size_hw, resized_size_hw=size_hw)
+
+
+def predict_inputs(
+    images: ImageInput | Sequence[ImageInput], predict_samples: Callable[[Iterable[Sample]], list[Any]]
+) -> Any:
+    """Predict on an image or a list of them: what every model's ``predict`` does.
+
+    Args:
+        images: an image, or a list or tuple of them, which are read one after the other.
+        predict_samples: returns a result for each sample.
+
+    Returns:
+        A result; a list of them for a list.
+
+    Raises:
+        UserError: what `as_sample` refuses.
+    """
+    if isinstance(images, (list, tuple)):
+        return predict_samples(as_sample(image) for image in images)
+    return predict_samples([as_sample(cast("ImageInput", images))])[0]

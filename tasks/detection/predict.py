@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
-from effdense.datasets.image_inputs import ImageInput, as_sample
+from effdense.datasets.image_inputs import ImageInput, predict_inputs
 from effdense.errors import UserError
 from effdense.inference_form import InferenceForm
 from effdense.model_header import read_header
@@ -144,9 +145,7 @@ class Detector:
         Raises:
             UserError: an image cannot be read, or is no RGB array of uint8.
         """
-        if isinstance(images, (list, tuple)):
-            return self.predict_samples((as_sample(image) for image in images), batch_size=batch_size)
-        return self.predict_samples([as_sample(cast("ImageInput", images))], batch_size=1)[0]
+        return predict_inputs(images, partial(self.predict_samples, batch_size=batch_size))
 
     def predict_samples(self, samples: Iterable[Sample], batch_size: int = 8) -> list[Detections]:
         """Detect objects in samples that no transform has touched yet; one Detections each."""
@@ -193,9 +192,13 @@ class Detector:
 
     def save(self, path: str | Path) -> None:
         """Write the whole detector to one safetensors file that `effdense.load` reads."""
+        save_model(path, self.model, self.file_header())
+
+    def file_header(self) -> dict[str, Any]:
+        """Return what the file of this model says of itself: the header that `save` writes."""
         backbone = self.model.backbone
         assert self.model.spec is not None
-        header = {
+        return {
             **self.header,
             "task": TASK,
             "model": asdict(self.model.spec),
@@ -204,7 +207,6 @@ class Detector:
             "preprocessing": {"mean": list(backbone.mean), "std": list(backbone.std), "image_size": self.image_size},
             "selection": asdict(self.selection),
         }
-        save_model(path, self.model, header)
 
 
 def load_detector(path: Path) -> Detector:

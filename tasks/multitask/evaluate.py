@@ -15,7 +15,7 @@ from effdense.datasets.multitask_index import NONE, MultitaskIndex
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.json_files import jsonable
 from effdense.tasks.detection import evaluate as detection
-from effdense.tasks.multitask.predict import Multitask
+from effdense.tasks.multitask.opening import AnyMultitask
 from effdense.tasks.segmentation import evaluate as segmentation
 from effdense.tasks.segmentation.metrics.processes import place
 from effdense.types import Detections, Sample
@@ -63,7 +63,7 @@ class MultitaskEvaluation:
 
 
 def evaluate(
-    multitask: Multitask,
+    multitask: AnyMultitask,
     with_boxes: DetectionIndex | None,
     with_masks: SegmentationIndex | None,
     *,
@@ -105,7 +105,7 @@ def evaluate(
     loader = eval_loader(
         _Images(images),
         multitask.transform,
-        batch_size=batch_size,
+        batch_size=multitask.images_per_batch(batch_size),
         workers=workers,
         device=multitask.device,
         rank=rank,
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def _require_classes(
-    multitask: Multitask, with_boxes: DetectionIndex | None, with_masks: SegmentationIndex | None
+    multitask: AnyMultitask, with_boxes: DetectionIndex | None, with_masks: SegmentationIndex | None
 ) -> None:
     if with_boxes is None and with_masks is None:
         raise ValueError("neither boxes nor masks are given to score by")

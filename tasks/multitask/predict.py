@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
-from effdense.datasets.image_inputs import ImageInput, as_sample
+from effdense.datasets.image_inputs import ImageInput, predict_inputs
 from effdense.errors import UserError
 from effdense.inference_form import InferenceForm
 from effdense.model_header import read_header
@@ -38,7 +39,10 @@ class Multitask:
         image_size: side of the square that images are fitted into, in pixels.
         header: what the file says of itself: how it was trained and how it scored.
         transform: what brings a Sample to what `run` expects.
+        gives_probabilities: yes; label maps come with them where they are asked for.
     """
+
+    gives_probabilities = True
 
     def __init__(
         self,
@@ -146,6 +150,10 @@ class Multitask:
             other._form = self._form
         return other
 
+    def images_per_batch(self, batch_size: int) -> int:
+        """Return how many images a batch for `run` may hold: all of them, as `transform` gives them one size."""
+        return batch_size
+
     def predict(
         self, images: ImageInput | Sequence[ImageInput], batch_size: int = 8, probabilities: bool = False
     ) -> Any:
@@ -163,11 +171,8 @@ class Multitask:
         Raises:
             UserError: an image cannot be read, or is no RGB array of uint8; or it does not fit into memory.
         """
-        if isinstance(images, (list, tuple)):
-            samples = (as_sample(image) for image in images)
-            return self.predict_samples(samples, batch_size=batch_size, probabilities=probabilities)
-        sample = as_sample(cast("ImageInput", images))
-        return self.predict_samples([sample], batch_size=1, probabilities=probabilities)[0]
+        predict_samples = partial(self.predict_samples, batch_size=batch_size, probabilities=probabilities)
+        return predict_inputs(images, predict_samples)
 
     def predict_samples(
         self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False
@@ -179,7 +184,7 @@ class Multitask:
         self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False
     ) -> Iterator[MultitaskResult]:
         """Yield what `predict_samples` returns, so that only one label map is held in its original size."""
-        for batch in batches(samples, self.transform, batch_size):
+        for batch in batches(samples, self.transform, self.images_per_batch(batch_size)):
             yield from self.run(batch, probabilities=probabilities)
 
     def run(self, batch: Batch, *, probabilities: bool = False, confidence: bool = False) -> Iterator[MultitaskResult]:
@@ -246,9 +251,13 @@ class Multitask:
 
         Whatever reads the file of a detector or of a segmenter reads its part of this one.
         """
+        save_model(path, self.model, self.file_header())
+
+    def file_header(self) -> dict[str, Any]:
+        """Return what the file of this model says of itself: the header that `save` writes."""
         model = self.model
         detection, segmentation = self._detector.model, self._segmenter.model
-        header = {
+        return {
             **self.header,
             "task": TASK,
             "preprocessing": {
@@ -270,7 +279,6 @@ class Multitask:
                 STAGES: len(segmentation.backbone.blocks),
             },
         }
-        save_model(path, model, header)
 
 
 def _chosen(positions: Sequence[int], batch: Batch, *outputs: Tensor) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from effdense.tasks.segmentation.metrics.calibration import CalibrationError
 from effdense.tasks.segmentation.metrics.confusion import ConfusionMatrix
 from effdense.tasks.segmentation.metrics.processes import place
 from effdense.tasks.segmentation.metrics.scores import SegmentationScores
-from effdense.tasks.segmentation.predict import Segmenter
+from effdense.tasks.segmentation.opening import AnySegmenter
 from effdense.types import Sample, Segmentation
 
 
@@ -89,7 +89,7 @@ class Tally:
 
 
 def evaluate(
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     index: SegmentationIndex,
     *,
     batch_size: int = 8,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
-from effdense.datasets.image_inputs import ImageInput, as_sample
+from effdense.datasets.image_inputs import ImageInput, predict_inputs
 from effdense.errors import UserError
 from effdense.inference_form import InferenceForm
 from effdense.model_header import read_header
@@ -42,7 +43,10 @@ class Segmenter:
         header: what the file says of itself: how it was trained and how it scored.
         source: where it came from, in words for an error.
         transform: what brings a Sample to what `segment` expects.
+        gives_probabilities: yes; label maps come with them where they are asked for.
     """
+
+    gives_probabilities = True
 
     def __init__(
         self,
@@ -152,11 +156,8 @@ class Segmenter:
         Raises:
             UserError: an image cannot be read, or is no RGB array of uint8; or it does not fit into memory.
         """
-        if isinstance(images, (list, tuple)):
-            samples = (as_sample(image) for image in images)
-            return self.predict_samples(samples, batch_size=batch_size, probabilities=probabilities)
-        sample = as_sample(cast("ImageInput", images))
-        return self.predict_samples([sample], batch_size=batch_size, probabilities=probabilities)[0]
+        predict_samples = partial(self.predict_samples, batch_size=batch_size, probabilities=probabilities)
+        return predict_inputs(images, predict_samples)
 
     def predict_samples(
         self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False
@@ -320,9 +321,13 @@ class Segmenter:
 
     def save(self, path: str | Path) -> None:
         """Write the whole segmenter to one safetensors file that `effdense.load` reads."""
+        save_model(path, self.model, self.file_header())
+
+    def file_header(self) -> dict[str, Any]:
+        """Return what the file of this model says of itself: the header that `save` writes."""
         backbone = self.model.backbone
         assert self.model.spec is not None
-        header = {
+        return {
             **self.header,
             "task": TASK,
             "model": asdict(self.model.spec),
@@ -330,7 +335,6 @@ class Segmenter:
             "preprocessing": {"mean": list(backbone.mean), "std": list(backbone.std), "image_size": self.image_size},
             "inference": asdict(self.inference),
         }
-        save_model(path, self.model, header)
 
 
 def load_segmenter(path: Path) -> Segmenter:
