@@ -38,7 +38,7 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
 
     Images that have their size already are to take no time, but ONNX's If is avoided: OpenVINO (2026.4) computes
     something else at a network's first run where one feeds it. So the batch is cut in two, the images to resize and
-    those to keep, and one of the two is empty.
+    those to keep, and one of the two is empty, as are the shares where there is nothing to resize.
 
     Args:
         side: S, of the square, in pixels.
@@ -64,8 +64,9 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         fitted_hw = Max (whole, one)
 
         change = Sub (size_hw, fitted_hw)
-        change_by = ReduceSumSquare <keepdims = 1> (change)
-        fits = Equal (change_by, zero)
+        change_by = ReduceSumSquare <keepdims = 0> (change)
+        fits = Equal (change_by, first)
+        resizes = Where (fits, first, step)
         batch_size = Slice (shape, zero, one)
         to_resize = Where (fits, zero, batch_size)
         to_keep = Sub (batch_size, to_resize)
@@ -81,11 +82,13 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         given = Slice (planar, zero, to_resize, zero)
         levels = Cast <to = {_FLOAT}> (given)
         narrowed = MatMul (levels, columns_turned)
-        resized = MatMul (rows_share, narrowed)
+        product = MatMul (rows_share, narrowed)
+        resized_shape = Concat <axis = 0> (to_resize, three, fitted_hw)
+        resized = Reshape <allowzero = 1> (product, resized_shape)
         doubled = Mul (fitted_hw, two)
         beyond = Sub (size_hw, doubled)
         beyond_by = ReduceSumSquare <keepdims = 0> (beyond)
-        halved = Equal (beyond_by, zero)
+        halved = Equal (beyond_by, first)
         upwards = Where (halved, little, black)
         moved = Add (resized, upwards)
         nearest = Round (moved)
@@ -139,7 +142,8 @@ def _shares(name: str, axis: int) -> str:
         {name}_axis = Constant <value_int = {axis}> ()
         {name}_before = Gather (size_hw, {name}_axis)
         {name}_after = Gather (fitted_hw, {name}_axis)
-        {name}_range = Range (first, {name}_after, step)
+        {name}_wanted = Mul ({name}_after, resizes)
+        {name}_range = Range (first, {name}_wanted, step)
         {name}_column = Unsqueeze ({name}_range, one)
         {name}_i = Cast <to = {_DOUBLE}> ({name}_column)
         {name}_others = Range (first, {name}_before, step)

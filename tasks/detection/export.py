@@ -53,10 +53,9 @@ def candidates(
     Returns:
         boxes_xyxy (B, C, 4), and scores (B, K, C), 0 where the box has no area.
     """
-    num_classes = class_logits.shape[2]
     anchor = class_logits.amax(2).topk(top, 1).indices  # (B, C)
-    logits = class_logits.gather(1, anchor.unsqueeze(-1).expand(-1, -1, num_classes))
-    codes = box_codes.gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4))
+    image = torch.arange(anchor.shape[0], device=anchor.device).unsqueeze(1)
+    logits, codes = class_logits[image, anchor], box_codes[image, anchor]  # whole rows, where gather() takes elements
     boxes = clip(decode(codes, anchors_xyxy[anchor]), limits)
     usable = (boxes[..., 2:] > boxes[..., :2]).all(-1, keepdim=True)
     return boxes, torch.where(usable, logits.sigmoid(), 0.0).transpose(1, 2)
