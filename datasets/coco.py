@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from effdense.datasets.coco_columns import CocoColumns, read_columns
+from effdense.datasets.coco_columns import CocoColumns, read_columns, stable_order
 from effdense.datasets.coco_json import Json, load_coco, number_labels, read_classes
 from effdense.datasets.index import DetectionIndex, Names, pack_names
 from effdense.datasets.layout import SPLIT_NAMES, existing_folder, what_is_there
@@ -164,11 +164,12 @@ def _find_images(annotations: Path, root: Path | None, split: str, file_names: N
 
 
 def _build(columns: CocoColumns, path: Path, split: str, name: str) -> DetectionIndex:
-    order = np.argsort(columns.image_rows, kind="stable")
+    order = stable_order(columns.image_rows)
     classes, notes = read_classes(columns.categories, columns.category_ids, path)
     labels, unknown_names = number_labels(columns.category_ids, classes)
     written = columns.boxes_xywh[order]
-    corners = np.concatenate([written[:, :2], written[:, :2] + written[:, 2:]], axis=1)
+    corners = np.empty(written.shape, np.float32)
+    corners[:, :2], corners[:, 2:] = written[:, :2], written[:, :2] + written[:, 2:]
     counts = np.bincount(columns.image_rows, minlength=len(columns.file_names))
     return DetectionIndex(
         name=name,
@@ -181,7 +182,7 @@ def _build(columns: CocoColumns, path: Path, split: str, name: str) -> Detection
         image_ids=columns.image_ids,
         sizes_hw=columns.sizes_hw,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes_xyxy=corners.astype(np.float32),
+        boxes_xyxy=corners,
         boxes_written_xywh=written,
         areas=columns.areas[order],
         labels=labels[order],

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_api
 
 from effdense.datasets.class_names import BACKGROUND, is_background
 from effdense.datasets.coco import annotation_file, images_folder
-from effdense.datasets.coco_columns import read_columns
+from effdense.datasets.coco_columns import read_columns, stable_order
 from effdense.datasets.coco_json import number_labels, read_classes
 from effdense.datasets.coco_shapes import Shapes, read_shapes
 from effdense.datasets.index import Float64, pack_names
@@ -121,7 +121,7 @@ def open_coco_instances(
             labels=class_of[labels],
             crowd=columns.crowd | columns.ignored,
             areas=columns.areas,
-            rows=np.argsort(columns.image_rows, kind="stable").astype(np.int64),
+            rows=stable_order(columns.image_rows),
             spans=np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1).astype(np.int64),
             image_ids=columns.image_ids,
         ),

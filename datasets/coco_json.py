@@ -19,6 +19,8 @@ from effdense.types import Bool, Int64
 Json = dict[str, Any]
 _SHOWN = 10
 _ID_LIMIT = 1 << 63
+_SPARSE = 16
+"""Ids between the least and the greatest for each that is used, beyond which they are searched, not looked up."""
 _FLAG_TEXTS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
@@ -94,15 +96,30 @@ def match_images(
     Raises:
         UserError: an image that is not listed; names the annotations.
     """
-    order = np.argsort(image_ids, kind="stable")
-    places = np.searchsorted(image_ids, wanted_ids, sorter=order)
-    rows = order[np.minimum(places, len(order) - 1)] if len(order) else np.zeros(len(wanted_ids), np.int64)
-    strays = np.ones(len(wanted_ids), np.bool_) if not len(order) else image_ids[rows] != wanted_ids
+    rows = _positions(wanted_ids, image_ids)
+    strays = rows < 0
     if strays.any():
         pairs = zip(annotation_ids[strays].tolist(), wanted_ids[strays].tolist(), strict=True)
         shown = ", ".join(f"{annotation_id} (image id {image_id})" for annotation_id, image_id in [*pairs][:_SHOWN])
         raise UserError(f"{path}: {strays.sum()} annotations belong to no listed image: {what} {shown}")
-    return rows.astype(np.int64)
+    return rows
+
+
+def _positions(wanted_ids: Int64, image_ids: Int64) -> Int64:
+    """Return where each wanted id stands first among the image ids, (T,), -1 where it does not."""
+    if not len(image_ids):
+        return np.full(len(wanted_ids), -1, np.int64)
+    low, high = int(image_ids.min()), int(image_ids.max())
+    if high - low > _SPARSE * (len(image_ids) + len(wanted_ids)):
+        order = np.argsort(image_ids, kind="stable")
+        ids = image_ids[order]
+        rows = order[np.minimum(np.searchsorted(ids, wanted_ids), len(order) - 1)].astype(np.int64)
+        return np.where(image_ids[rows] == wanted_ids, rows, -1)
+    # A table over all ids, for what lies between: a tenth of the time of a search.
+    table = np.full(high - low + 1, -1, np.int64)
+    table[image_ids[::-1] - low] = np.arange(len(image_ids))[::-1]
+    inside = (wanted_ids >= low) & (wanted_ids <= high)
+    return np.where(inside, table[np.where(inside, wanted_ids, low) - low], -1)
 
 
 def read_classes(categories: list[Json], used: Int64, path: Path) -> tuple[dict[int, str], tuple[str, ...]]:

@@ -9,9 +9,14 @@ unusual it leaves to the plain way in ``coco_columns``, which knows what to let 
 from __future__ import annotations
 
 import gc
+import json
+import math
+import mmap
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,50 +31,57 @@ from effdense.types import Bool, Int64
 Float64 = npt.NDArray[np.float64]
 
 
-class _Image(msgspec.Struct, gc=False):
-    id: int
+_Corners = tuple[float, float, float, float]
+_NOT_STATED = math.nan
+"""Of an area. JSON has no way to write it, so that it stands for nothing else."""
+
+
+# The fields stand in the order of COCO's own files, in which the decoder then finds each at once.
+class _Image(msgspec.Struct, gc=False, kw_only=True):
     file_name: str
     height: int | None = None
     width: int | None = None
-
-
-class _Box(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-class _BoxObject(msgspec.Struct, gc=False):
     id: int
+
+
+class _BoxObject(msgspec.Struct, gc=False, kw_only=True):
+    area: float = _NOT_STATED
+    iscrowd: bool | int = False
     image_id: int
+    bbox: _Corners
     category_id: int
-    bbox: _Box
-    area: float | None = None
-    iscrowd: bool | int | None = None
-    ignore: bool | int | None = None
-
-
-class _OutlineObject(msgspec.Struct, gc=False):
     id: int
-    image_id: int
-    category_id: int
+    ignore: bool | int = False
+
+
+class _OutlineObject(msgspec.Struct, gc=False, kw_only=True):
     segmentation: list[list[float]] | dict[str, Any]
-    area: float | None = None
-    iscrowd: bool | int | None = None
-    ignore: bool | int | None = None
+    area: float = _NOT_STATED
+    iscrowd: bool | int = False
+    image_id: int
+    category_id: int
+    id: int
+    ignore: bool | int = False
 
 
-class _BoxFile(msgspec.Struct):
+class _File(msgspec.Struct):
     images: list[_Image]
-    annotations: list[_BoxObject]
+    annotations: list[Any]
     categories: list[dict[str, Any]]
 
 
-class _OutlineFile(msgspec.Struct):
-    images: list[_Image]
-    annotations: list[_OutlineObject]
-    categories: list[dict[str, Any]]
+_FILE = msgspec.json.Decoder(_File)
+_BOX_OBJECTS = msgspec.json.Decoder(list[_BoxObject])
+_OUTLINE_OBJECTS = msgspec.json.Decoder(list[_OutlineObject])
+_PIECE_BYTES = 1 << 19
+"""So much text at a time becomes objects: few enough to stay in a core's cache until they are columns and gone."""
+_BETWEEN_OBJECTS = re.compile(rb"\}\s*(,)\s*\{")
+_KEY = b'"annotations"'
+_PLACEHOLDER = "the annotations are read by themselves"
+_COLUMNS = {
+    "id": np.int64, "image_id": np.int64, "category_id": np.int64, "area": np.float64, "iscrowd": np.bool_,
+    "ignore": np.bool_,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,19 +125,33 @@ def read_typed(path: Path, *, outlines: bool = False) -> TypedColumns | None:
         outlines: read segmentations instead of boxes.
     """
     try:
-        data = path.read_bytes()
-        # Text that is passed over is not decoded, so that this is what sees whether it is UTF-8.
-        _ = data.isascii() or data.decode()
-        with _without_collector():
-            decoded = msgspec.json.decode(data, type=_OutlineFile if outlines else _BoxFile)
-        return _columns(decoded)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, _no_collection():
+            _check_utf8(data)
+            start, end = _annotations_span(data)
+            rest = _FILE.decode(b"".join((data[:start], json.dumps(_PLACEHOLDER).encode(), data[end:])))
+            if rest.annotations != [_PLACEHOLDER]:
+                return None
+            try:
+                return _columns(rest, data, [*_pieces(data, start, end)], outlines)
+            except msgspec.DecodeError:  # cut within an object that holds a list of others
+                return _columns(rest, data, [(start, end)], outlines)
     except (OSError, ValueError, OverflowError, RecursionError):  # msgspec's errors are ValueErrors
         return None
 
 
+def _check_utf8(data: mmap.mmap) -> None:
+    """Look at all of the text, as the decoder does not look into texts that it passes over.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    if len(data) and np.frombuffer(data, np.uint8).max() > 127:
+        bytes(data).decode()
+
+
 @contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep the garbage collector from looking through millions of lists, again and again, while they are made."""
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from looking through millions of objects, again and again, while they are made."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -135,34 +161,60 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _columns(decoded: _BoxFile | _OutlineFile) -> TypedColumns:
-    images, objects = decoded.images, decoded.annotations
-    sizes = [_integers(images, name, missing=0) for name in ("height", "width")]
-    boxes = np.zeros((0, 4))
-    if isinstance(decoded, _BoxFile):
-        bboxes = [one.bbox for one in decoded.annotations]
-        boxes = np.empty((len(bboxes), 4))
-        for column, name in enumerate(("x", "y", "width", "height")):
-            boxes[:, column] = np.fromiter(map(attrgetter(name), bboxes), np.float64, len(bboxes))
-    areas = list(map(attrgetter("area"), objects))
+def _annotations_span(data: mmap.mmap) -> tuple[int, int]:
+    """Return where the objects of the list of annotations begin and end, as it seems.
+
+    That it is so, is seen when the text without them is decoded: it is whole, and has its list of annotations there.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    key = data.find(_KEY)
+    start = data.find(b"[", key) + 1
+    if key < 0 or start <= 0 or data[key + len(_KEY) : start - 1].strip() != b":":
+        raise ValueError("no list of annotations")
+    after = (data.rfind(other, start) for other in (b'"images"', b'"categories"') if data.find(other, 0, start) < 0)
+    return start, max(start, data.rfind(b"]", start, min((place for place in after if place > 0), default=len(data))))
+
+
+def _pieces(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield spans that together are the list of annotations, cut where one object seems to end and the next to begin.
+
+    A wrong cut, within a text or a list, leaves a bracket open, and the decoder refuses the piece.
+    """
+    while comma := _BETWEEN_OBJECTS.search(data, min(end, start + _PIECE_BYTES), end):
+        yield start, comma.start(1)
+        start = comma.end(1)
+    yield start, end
+
+
+def _columns(rest: _File, data: mmap.mmap, pieces: Sequence[tuple[int, int]], outlines: bool) -> TypedColumns:
+    decoder: Any = _OUTLINE_OBJECTS if outlines else _BOX_OBJECTS
+    parts: dict[str, list[npt.NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in _COLUMNS.items()}
+    boxes = [np.zeros(0)]
+    segmentations: list[Any] = []
+    for start, end in pieces:
+        objects = decoder.decode(b"".join((b"[", data[start:end], b"]")))
+        for name, kind in _COLUMNS.items():
+            parts[name].append(np.fromiter(map(attrgetter(name), objects), kind, len(objects)))
+        if outlines:
+            segmentations.extend(map(attrgetter("segmentation"), objects))
+        else:
+            numbers = chain.from_iterable(map(attrgetter("bbox"), objects))
+            boxes.append(np.fromiter(numbers, np.float64, 4 * len(objects)))
+    columns = {name: np.concatenate(part) for name, part in parts.items()}
+    images = rest.images
     return TypedColumns(
         file_names=[image.file_name for image in images],
-        image_ids=_integers(images, "id"),
-        sizes_hw=np.stack(sizes, axis=1),
-        annotation_ids=_integers(objects, "id"),
-        wanted_ids=_integers(objects, "image_id"),
-        category_ids=_integers(objects, "category_id"),
-        areas=np.array(areas, np.float64),  # of None it makes NaN
-        crowd=np.fromiter(map(attrgetter("iscrowd"), objects), np.bool_, len(objects)),
-        ignored=np.fromiter(map(attrgetter("ignore"), objects), np.bool_, len(objects)),
-        boxes_xywh=boxes,
-        segmentations=[one.segmentation for one in decoded.annotations] if isinstance(decoded, _OutlineFile) else [],
-        categories=decoded.categories,
+        image_ids=np.fromiter(map(attrgetter("id"), images), np.int64, len(images)),
+        sizes_hw=np.array([(image.height or 0, image.width or 0) for image in images], np.int64).reshape(-1, 2),
+        annotation_ids=columns["id"],
+        wanted_ids=columns["image_id"],
+        category_ids=columns["category_id"],
+        areas=columns["area"],
+        crowd=columns["iscrowd"],
+        ignored=columns["ignore"],
+        boxes_xywh=np.concatenate(boxes).reshape(-1, 4),
+        segmentations=segmentations,
+        categories=rest.categories,
     )
-
-
-def _integers(records: Sequence[Any], name: str, missing: int | None = None) -> Int64:
-    values: Any = map(attrgetter(name), records)
-    if missing is not None:
-        values = (value or missing for value in values)
-    return np.fromiter(values, np.int64, len(records))
