@@ -4,8 +4,8 @@ oneDNN multiplies bf16 matrices fast on CPUs with AMX tiles, and its depthwise f
 backward falls back to a reference loop in two cases that every EfficientNet has, strided layers and 5x5 kernels, and is
 then up to five times slower than float32. Here those gradients take another way through fast kernels:
 
-- to the input: convolve the output's gradient, spread out by the stride, with the flipped kernel;
-- to a 5x5 or larger kernel: in float32.
+- to the input: without a stride, convolve the output's gradient with the flipped kernel; with one, in float32;
+- to a 5x5 kernel: as those to the four 3x3 kernels in its corners; to a larger one in float32.
 
 `FastDepthwise` puts this in place of every depthwise ``conv2d`` that runs under CPU autocast, whichever module calls.
 """
@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _CONVOLUTIONS = frozenset({torch.conv2d, F.conv2d})
-_LARGEST_BF16_KERNEL = 3
+_FAST_KERNEL = 3
+"""Sides of the kernels whose gradient oneDNN computes fast in bf16."""
 
 
 class FastDepthwise(TorchFunctionMode):
@@ -71,15 +72,13 @@ class _Depthwise(torch.autograd.Function):
 def _input_gradient(
     grad: Tensor, weight: Tensor, size_hw: Sequence[int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Return the gradient to the input, (B, C, H, W): a convolution of stride 1 with the flipped kernel."""
-    kernel = weight.shape[-2:]
+    """Return the gradient to the input, (B, C, H, W)."""
     if stride != (1, 1):
-        # rows and columns so many that the convolution yields the input's size
-        height, width = (size_hw[i] - kernel[i] + 1 + 2 * padding[i] for i in (0, 1))
-        spread = grad.new_zeros(*grad.shape[:2], height, width).contiguous(memory_format=torch.channels_last)
-        spread[..., :: stride[0], :: stride[1]] = grad
-        grad = spread
-    margins = [kernel[i] - 1 - padding[i] for i in (0, 1)]
+        shape = (grad.shape[0], weight.shape[0], *size_hw)
+        unread = torch.empty(shape, memory_format=torch.channels_last)  # only what shape it has is asked for
+        result = _backward(grad.float(), unread, weight.float(), stride, padding, (True, False, False))[0]
+        return result.to(grad.dtype)
+    margins = [weight.shape[2 + i] - 1 - padding[i] for i in (0, 1)]
     return F.conv2d(grad, weight.flip(2, 3), None, 1, margins, 1, weight.shape[0])
 
 
@@ -87,10 +86,32 @@ def _weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
     """Return the gradient to the kernel, (C, 1, k, k)."""
-    if max(weight.shape[-2:]) > _LARGEST_BF16_KERNEL:
-        grad, x = grad.float(), x.float()
-    gradients = torch.ops.aten.convolution_backward(
-        grad, x, weight.to(x.dtype), None, stride, padding, (1, 1), False, (0, 0), weight.shape[0], (False, True, False)
+    only_weight = (False, True, False)
+    if max(weight.shape[-2:]) <= _FAST_KERNEL:
+        return _backward(grad, x, weight, stride, padding, only_weight)[1]
+    if tuple(weight.shape[-2:]) != (5, 5):
+        return _backward(grad.float(), x.float(), weight.float(), stride, padding, only_weight)[1].to(weight.dtype)
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    height, width = (stride[i] * (grad.shape[2 + i] - 1) + _FAST_KERNEL for i in (0, 1))  # that a 3x3 kernel sees
+    result, corner = torch.empty_like(weight), weight[..., :_FAST_KERNEL, :_FAST_KERNEL].contiguous()
+    for top in (0, 2):
+        for left in (0, 2):  # the middle row and column belong to two corners, which agree on them
+            seen = x[..., top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+            part = _backward(grad, seen, corner, stride, (0, 0), only_weight)[1]
+            result[..., top : top + _FAST_KERNEL, left : left + _FAST_KERNEL] = part
+    return result
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return oneDNN's gradients to input, kernel and bias, those that are wanted."""
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), weight.shape[0], wanted
     )
-    result: Tensor = gradients[1]
-    return result.to(weight.dtype)
+    return gradients

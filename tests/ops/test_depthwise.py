@@ -18,6 +18,9 @@ CASES = [
     pytest.param(5, 2, 2, (20, 23), id="5x5-strided"),
     pytest.param(5, 2, 0, (21, 24), id="5x5-strided-unpadded"),
     pytest.param(3, 1, 1, (1, 1), id="one-pixel"),
+    pytest.param(5, 1, 2, (1, 1), id="5x5-one-pixel"),
+    pytest.param(7, 1, 3, (9, 12), id="7x7"),
+    pytest.param(7, 2, 3, (9, 12), id="7x7-strided"),
 ]
 
 
