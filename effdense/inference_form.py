@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -79,8 +81,8 @@ class InferenceForm(Generic[M]):
     """The inference form of a network, made at first use and anew whenever the network's tensors have changed.
 
     Training steps, loaded weights and moves to another device are seen; what is written through ``tensor.data`` is not.
-    A network runs as it is where it has no ``fuse()``, where somebody watches it through hooks, and where it was made in
-    inference mode, in which PyTorch does not count changes.
+    A network runs as it is where it has no ``fuse()``, where somebody watches it through hooks, or where it was made in
+    inference mode, which does not count changes.
     """
 
     def __init__(self, model: M) -> None:
@@ -119,6 +121,15 @@ def _tensors(model: nn.Module) -> list[Tensor] | None:
             found += [tensor for tensor in tensors.values() if tensor is not None]
         modules += [child for child in module._modules.values() if child is not None]
     return None if any(tensor.is_inference() for tensor in found) else found
+
+
+def _count_fused_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Count what a fused optimizer changes, as PyTorch does of the others."""
+    if optimizer.defaults.get("fused"):
+        increment_version(parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+register_optimizer_step_post_hook(_count_fused_step)
 
 
 class _InPlaceGate(nn.Module):
@@ -191,7 +202,8 @@ def _is_convolution(module: nn.Module) -> bool:
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
-    return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
+    known = type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
+    return known and module.running_mean is not None  # else it counts anew in every batch
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> None:
