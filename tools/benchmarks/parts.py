@@ -7,9 +7,18 @@ import importlib
 from effdense.config_values import unknown_name
 from effdense.tools.benchmarks.rows import Curve, Part
 
-PARTS: tuple[str, ...] = ()
+PARTS: tuple[str, ...] = (
+    "inference",
+    "segmentation",
+    "training",
+    "labelling",
+    "loss",
+    "postprocessing",
+    "evaluation",
+    "starting",
+)
 """Modules of this folder with a PART, which has the module's name."""
-CURVE_MODULES: tuple[str, ...] = ()
+CURVE_MODULES: tuple[str, ...] = ("curves", "labelling")
 """Modules of this folder with CURVES, a tuple of Curve."""
 
 

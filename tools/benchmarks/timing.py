@@ -73,6 +73,7 @@ def alternate(
     warmup: int = 2,
     synchronise: Call | None = None,
     least_seconds: float = 0.0,
+    rest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Run every call once a round and return the seconds that each took.
 
@@ -83,6 +84,9 @@ def alternate(
         synchronise: waits until a GPU has done what it was given; runs around every timed call. See `synchroniser`.
         least_seconds: a sample is the mean of as many calls as take this long by the last round of the warm-up; for
             what ends within microseconds.
+        rest: seconds to wait before every sample, which then begins with a call that does not count. For ways whose
+            threads are not the same ones: those of ONNX Runtime and OpenVINO spin on for a while after a call, and
+            whatever runs next has fewer cores. Without this a PyTorch peer takes twice as long as by itself.
 
     Returns:
         Seconds of one call, `repeats` of each name; those of one round stand at the same place.
@@ -102,6 +106,9 @@ def alternate(
         names = list(calls)
         turn = number % len(names) if names else 0
         for name in names[turn:] + names[:turn]:
+            if rest > 0:
+                time.sleep(rest)
+                calls[name]()
             seconds = _seconds(calls[name], times[name], wait)
             if number >= warmup:
                 samples[name].append(seconds)

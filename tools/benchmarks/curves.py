@@ -1,0 +1,90 @@
+"""How inference grows with the batch and with the image: images a second, ours beside effdet's, from arrays to boxes.
+
+D0 with the same random weights on both sides, whose scores spread as after a training. Exported files hold one image
+size, so each size has files of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from effdense.tools.benchmarks.exports import REST, open_exported
+from effdense.tools.benchmarks.rows import BenchSettings, Curve, Line
+from effdense.tools.benchmarks.timing import alternate, synchroniser
+
+if TYPE_CHECKING:
+    from effdense.types import UInt8
+
+CLASSES = 90
+CANDIDATES = 500
+SIZE = 512
+BATCHES = (1, 2, 4, 8, 16)
+SIZES = (256, 384, 512, 768, 1024)
+ROUNDS = 5
+
+
+def by_batch(settings: BenchSettings) -> list[Line]:
+    """Measure batches of images of one size."""
+    size, batches = (128, (1, 2)) if settings.quick else (SIZE, BATCHES)
+    return _lines([float(batch) for batch in batches], _rates(settings, size, batches))
+
+
+def by_size(settings: BenchSettings) -> list[Line]:
+    """Measure single images of several sizes."""
+    sizes = (128, 256) if settings.quick else SIZES
+    return _lines([float(size) for size in sizes], [_rates(settings, size, (1,))[0] for size in sizes])
+
+
+def _rates(settings: BenchSettings, size: int, batches: tuple[int, ...]) -> list[dict[str, float]]:
+    """Return images a second of every way, for each batch."""
+    from effdense.tasks.detection.export import export_detector
+    from effdense.tools.benchmarks.effdet_peer import check_detections, detector_pair
+    from effdense.tools.benchmarks.scenes import scene
+
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        images = np.stack([scene(size, size, seed) for seed in range(max(batches))])
+        # the spread is set on the first image alone: a forward pass of all of them in float32 may be large
+        ours, peer = detector_pair("d0", size, CLASSES, images[:1], candidates=CANDIDATES, device=settings.device)
+        least = 0.97 if settings.device == "cpu" else 0.9
+        check_detections(f"D0, {size} px", ours.predict(images[0]), peer.boxes_of_array(images[:1])[0], least=least)
+        models = {"effdense, PyTorch": ours} | {
+            f"effdense, {way.label}": model
+            for way, model in open_exported(
+                export_detector, ours, Path(folder), device=settings.device, threads=settings.threads
+            ).items()
+        }
+        for batch in batches:
+            calls: dict[str, Callable[[], object]] = {"effdet": partial(peer.boxes_of_array, images[:batch])}
+            for name, model in models.items():
+                calls[name] = partial(_predict, model, images[:batch])
+            samples = alternate(
+                calls,
+                repeats=settings.rounds(ROUNDS),
+                warmup=1,
+                synchronise=synchroniser(settings.device),
+                rest=REST,
+            )
+            found.append({name: batch / statistics.median(seconds) for name, seconds in samples.items()})
+    return found
+
+
+def _predict(model: object, images: UInt8) -> object:
+    return model.predict(list(images), batch_size=len(images))  # type: ignore[attr-defined]
+
+
+def _lines(xs: list[float], rates: list[dict[str, float]]) -> list[Line]:
+    return [Line(name, tuple(xs), tuple(rate[name] for rate in rates)) for name in rates[0]]
+
+
+CURVES = (
+    Curve("batch", f"D0, {SIZE} px: batch", "images in a batch", "images/s", by_batch, devices=("cpu", "cuda")),
+    Curve("size", "D0, batch 1: image size", "side of the image, px", "images/s", by_size, devices=("cpu", "cuda")),
+)

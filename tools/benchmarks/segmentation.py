@@ -1,0 +1,181 @@
+"""From an image to its label map: our Unet and FPN exported, beside segmentation_models_pytorch with the same weights.
+
+The weights are random. Images are square, so that neither side pads; both end with a label for every pixel of the
+original image.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from effdense.tools.benchmarks.checks import check_same_labels
+from effdense.tools.benchmarks.exports import REST, open_exported
+from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, row
+from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
+from effdense.types import UInt8
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from effdense.tasks.segmentation.predict import Segmenter
+
+CLASSES = 21
+SIDE = 640
+"""Width and height of the original image, in pixels."""
+
+
+class Case(NamedTuple):
+    """A model: its decoder, its backbone by our name and by smp's, and the side of its input in pixels."""
+
+    arch: str
+    backbone: str
+    encoder: str
+    size: int
+
+
+CASES = tuple(
+    Case(arch, backbone, encoder, size)
+    for arch in ("unet", "fpn")
+    for backbone, encoder, size in (("lite0", "tu-tf_efficientnet_lite0", 320), ("b0", "tu-efficientnet_b0", 512))
+)
+
+
+@dataclass(frozen=True)
+class SmpPeer:
+    """A model of smp in evaluation mode, under `inference_mode`, and what its users write around it.
+
+    Attributes:
+        model: maps normalised images to logits of their size.
+        size: side of its input, in pixels.
+        mean: (1, 3, 1, 1), 0..255.
+        std: (1, 3, 1, 1), 0..255.
+        memory_format: of the network and its input, the faster of the two.
+    """
+
+    model: nn.Module
+    size: int
+    mean: Tensor
+    std: Tensor
+    memory_format: torch.memory_format
+
+    def label_map(self, image: UInt8) -> UInt8:
+        """Return the class of every pixel of a square image (H, W, 3)."""
+        import cv2
+        import numpy as np
+        import torch
+
+        height, width = image.shape[:2]
+        small = image
+        if height != self.size:  # resized as ours is: what is compared are the models
+            how = cv2.INTER_AREA if self.size / height < 0.7 else cv2.INTER_LINEAR
+            small = np.asarray(cv2.resize(image, (self.size, self.size), interpolation=how), np.uint8)
+        with torch.inference_mode():
+            x = torch.from_numpy(small).permute(2, 0, 1)[None].to(self.mean.device)
+            x = x.to(torch.float32, memory_format=self.memory_format).sub_(self.mean).div_(self.std)
+            logits = torch.nn.functional.interpolate(self.model(x), (height, width), mode="bilinear")
+            labels = logits.max(1).indices[0]  # the same as argmax, and faster
+            return np.asarray(labels.to(torch.uint8).cpu().numpy())
+
+
+def run(settings: BenchSettings) -> list[Row]:
+    """Measure every case in PyTorch and exported."""
+    rows = []
+    for case in CASES[:1] if settings.quick else CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += case_rows(case, settings, Path(folder))
+    return rows
+
+
+def case_rows(case: Case, settings: BenchSettings, folder: Path) -> list[Row]:
+    """Check that the label maps are the same, and time the ways to them in turn."""
+    from effdense.tasks.segmentation.export import export_segmenter
+    from effdense.tools.benchmarks.scenes import scene
+
+    size = 64 if settings.quick else case.size
+    image = scene(SIDE, SIDE) if not settings.quick else scene(128, 128)
+    ours, peer = segmenter_pair(case, size, image, settings.device)
+    expected = peer.label_map(image)
+    title = f"{case.arch}, {case.backbone}, {size} px"
+    ways: dict[str, Any] = {"PyTorch": ours}
+    exported = open_exported(export_segmenter, ours, folder, device=settings.device, threads=settings.threads)
+    ways |= {way.label: model for way, model in exported.items()}
+    rough = {way.label for way in exported if way.precision != "float32"}
+    calls: dict[str, Callable[[], object]] = {"peer": lambda: peer.label_map(image)}
+    notes = {}
+    for label, model in ways.items():
+        found = model.predict(image).mask
+        share = check_same_labels(f"{title}, {label}", found, expected, 0.8 if label in rough else 0.99)
+        notes[label] = f"{share:.2%} of the labels the same"
+        calls[label] = partial(model.predict, image)
+    samples = alternate(
+        calls,
+        repeats=settings.rounds(20),
+        warmup=1 if settings.quick else 2,
+        synchronise=synchroniser(settings.device),
+        rest=REST,
+    )
+    return [
+        row(
+            f"{title}, {label}",
+            Ratio.of(samples[label], samples["peer"]),
+            target=None if label == "PyTorch" else 4.0,
+            note=notes[label],
+        )
+        for label in ways
+    ]
+
+
+def segmenter_pair(case: Case, size: int, image: UInt8, device: str) -> tuple[Segmenter, SmpPeer]:
+    """Return our segmenter and smp's with the same random weights, statistics of BatchNorm included."""
+    import copy
+
+    import segmentation_models_pytorch as smp
+    import torch
+
+    from effdense.backbones.weights import load_complete
+    from effdense.tasks.segmentation.model import create_segmentation_model
+    from effdense.tasks.segmentation.predict import Segmenter
+    from effdense.tasks.segmentation.weights import from_smp
+
+    torch.manual_seed(0)
+    theirs = smp.create_model(case.arch, case.encoder, encoder_weights=None, classes=CLASSES).eval()
+    _randomise(theirs)
+    ours = create_segmentation_model(case.arch, CLASSES, backbone=case.backbone).eval()
+    load_complete(ours, from_smp(theirs.state_dict(), ours.state_dict()), source="smp")
+    statistics = (ours.backbone.mean, ours.backbone.std)
+    mean, std = (torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1) for values in statistics)
+    theirs.to(device)
+    plain = SmpPeer(copy.deepcopy(theirs), size, mean, std, torch.contiguous_format)
+    last = SmpPeer(theirs.to(memory_format=torch.channels_last), size, mean, std, torch.channels_last)
+    calls = {"plain": lambda: plain.label_map(image), "last": lambda: last.label_map(image)}
+    samples = alternate(calls, repeats=3, synchronise=synchroniser(device))
+    peer = last if Ratio.of(samples["last"], samples["plain"]).median > 1 else plain
+    ours.to(memory_format=torch.channels_last)
+    return Segmenter(ours, [f"class {n}" for n in range(CLASSES)], image_size=size).to(device), peer
+
+
+def _randomise(model: nn.Module) -> None:
+    """Give BatchNorm what a training would: statistics and factors that differ by channel."""
+    import torch
+    from torch import nn
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+                module.weight.uniform_(0.8, 1.2, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+
+
+PART = Part("segmentation", "image to label map, batch 1", "smp 0.6 in PyTorch", run, ("cpu", "cuda"))
