@@ -153,10 +153,10 @@ def task_of_arguments(arguments: Sequence[str], *, images_needed: bool = True) -
         UserError: a flag that no task has, or a file that is no model.
     """
     given = _parse(_all_settings(check=images_needed), arguments)
-    from effdense.model_header import read_header
+    from effdense.loading import task_of
 
     model = given.config.model
-    name = read_header(model).get("task")
+    name = task_of(model)
     if name not in TASKS:
         raise UserError(f"{model} is a model for {name!r}; this version of effdense knows {', '.join(TASKS)}")
     return TASKS[name], given

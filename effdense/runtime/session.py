@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -164,30 +165,41 @@ def _open_onnxruntime(path: Path, precision: str, threads: int) -> Session:
     return _OnnxRuntime(session, path)
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """A compiled model, and the names of what it reads and gives, in its order."""
+
+    compiled: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 class _OpenVino:
-    """Compiled models of OpenVINO that run in turn: the whole file, or its stages."""
+    """A file compiled by OpenVINO, as a whole or in stages, each of which reads by name what those before it give."""
 
     name = "openvino"
 
-    def __init__(self, compiled: Sequence[Any], source: Path) -> None:
-        self._requests = [one.create_infer_request() for one in compiled]
+    def __init__(self, stages: Sequence[_Stage], source: Path) -> None:
         self._source = source
-        self._inputs = [tuple(end.get_any_name() for end in one.inputs) for one in compiled]
-        self._outputs = [[end.get_names() for end in one.outputs] for one in compiled]  # one value may have several
-        self.inputs = self._inputs[0]
-        self.outputs = tuple(sorted(name for names in self._outputs[-1] for name in names))
+        self._stages = [(one.compiled.create_infer_request(), one.inputs, one.outputs) for one in stages]
+        given = {name for _, _, outputs in self._stages for name in outputs}
+        self.inputs = tuple(name for _, inputs, _ in self._stages for name in inputs if name not in given)
+        self.outputs = self._stages[-1][2]
         self._lock = threading.Lock()  # a request does one thing at a time, and raises where it is asked for two
 
     def run(self, images: UInt8, contents_hw: Int64 | None = None) -> dict[str, Array]:
         """Return the file's outputs by their names."""
-        known: dict[str, Array] = {IMAGES: np.ascontiguousarray(images)}
-        if CONTENTS in self.inputs:
-            known[CONTENTS] = np.zeros((1, 2), np.int64) if contents_hw is None else contents_hw
+        known: dict[str, Any] = {
+            IMAGES: np.ascontiguousarray(images),
+            CONTENTS: np.zeros((1, 2), np.int64) if contents_hw is None else contents_hw,
+        }
         with self._lock, _memory_errors_explained(self._source, self.name, images):
-            for request, inputs, outputs in zip(self._requests, self._inputs, self._outputs, strict=True):
-                found = request.infer({name: known[name] for name in inputs}, share_inputs=True)
-                known |= {name: found[place] for place, names in enumerate(outputs) for name in names}
-            return {name: known[name] for name in self.outputs}
+            for request, inputs, outputs in self._stages:
+                given = {name: known[name] for name in inputs}
+                passed_on = request is not self._stages[-1][0]  # and not kept, so that no copy is needed
+                found = request.infer(given, share_inputs=True, share_outputs=passed_on)
+                known |= {name: found[place] for place, name in enumerate(outputs)}
+        return {name: known[name] for name in self.outputs}
 
 
 def _open_openvino(path: Path, precision: str, threads: int) -> Session:
@@ -197,44 +209,44 @@ def _open_openvino(path: Path, precision: str, threads: int) -> Session:
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         log.info("%s was exported in bfloat16; this CPU has none and computes it in float32", path)
         precision = "float32"
-    settings = {
+    common = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # pinned threads of two processes would share the same cores
     }
     try:
-        # The precision is always said: left to itself, OpenVINO computes in bfloat16 wherever the CPU can.
-        compiled = [
-            core.compile_model(
-                core.read_model(content), "CPU", {**settings, "INFERENCE_PRECISION_HINT": _HINTS[of_stage]}
-            )
-            for content, of_stage in _stages(path, precision)
-        ]
+        stages = []
+        for model, one in _stages_of(path, precision):
+            # The precision is always said: left to itself, it computes in bfloat16 wherever the CPU can.
+            settings = {**common, "INFERENCE_PRECISION_HINT": _HINTS[one]}
+            compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+            inputs, outputs = _names(compiled.inputs, model.graph.input), _names(compiled.outputs, model.graph.output)
+            stages.append(_Stage(compiled, inputs, outputs))
     except Exception as error:
         raise _unopened(error, path, "openvino", openvino.__version__) from error
-    return _OpenVino(compiled, path)
+    return _OpenVino(stages, path)
 
 
-def _stages(path: Path, precision: str) -> list[tuple[bytes, str]]:
-    """Return what OpenVINO is to run in turn, each with its precision: in bfloat16 the network alone (see `cut`)."""
+def _names(ends: Sequence[Any], named: Sequence[Any]) -> tuple[str, ...]:
+    """Return what the file calls the ends of a compiled model, which may have further names for them."""
+    return tuple(next(one.name for one in named if one.name in end.get_names()) for end in ends)
+
+
+def _stages_of(path: Path, precision: str) -> list[tuple[Any, str]]:
+    """Return what of a file is compiled apart, and the precision of each: only the network computes in bfloat16."""
     import onnx
 
+    model = onnx.load(path)
+    inputs = {one.name for one in model.graph.input}
+    constants = [one for one in model.graph.initializer if one.name not in inputs]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(constants)  # an input that has a default there, OpenVINO takes for a constant
+    if precision == "float32":
+        return [(model, precision)]
     from effdense.runtime.stages import cut
 
-    model = onnx.load(path)
-    # OpenVINO takes an input that has a default for a constant.
-    inputs = {one.name for one in model.graph.input}
-    kept = [one for one in model.graph.initializer if one.name not in inputs]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    if precision == "float32":
-        return [(model.SerializeToString(), precision)]
     before, network, after = cut(model)
-    return [
-        (before.SerializeToString(), "float32"),
-        (network.SerializeToString(), precision),
-        (after.SerializeToString(), "float32"),
-    ]
+    return [(before, "float32"), (network, precision), (after, "float32")]
 
 
 def _unopened(error: Exception, path: Path, runtime: str, version: str) -> UserError:

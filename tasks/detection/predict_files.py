@@ -24,9 +24,8 @@ from effdense.files import write_atomically
 from effdense.pictures import write_picture
 from effdense.prediction import PredictSettings
 from effdense.tasks.detection.metrics.tables import DetectionTable
-from effdense.tasks.detection.predict import Detector, load_detector
+from effdense.tasks.detection.opening import AnyDetector, open_detector
 from effdense.tasks.detection.predict_config import PredictConfig
-from effdense.training.device import choose_device
 from effdense.types import Detections
 
 RESULTS, IMAGES = "detections.json", "images.json"
@@ -50,7 +49,7 @@ class Predicted:
 
 
 def predict_files(
-    detector: Detector,
+    detector: AnyDetector,
     images: Sequence[Path] | DetectionIndex,
     out: Path,
     *,
@@ -151,7 +150,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     Raises:
         UserError: anything about the model, the images or the disk that the user can mend.
     """
-    detector = load_detector(config.model).to(choose_device(config.device))
+    detector = open_detector(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     images: Sequence[Path] | DetectionIndex
     if config.dataset == "none":
         images = find_images(config.images, config.out)

@@ -19,10 +19,9 @@ from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
 from effdense.tasks.detection.metrics.report import write_report
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.metrics.voc_metrics import VocResult, voc_metrics
-from effdense.tasks.detection.predict import Detector, load_detector
+from effdense.tasks.detection.opening import AnyDetector, open_detector
 from effdense.tasks.detection.predict_files import write_results
 from effdense.tasks.detection.score_config import ScoreConfig
-from effdense.training.device import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def score_files(config: ScoreConfig) -> Scores:
 def score_model(config: ScoreConfig) -> Scores:
     """Run a model over a split and score what it detects."""
     assert config.model is not None
-    detector = load_detector(config.model).to(choose_device(config.device))
+    detector = open_detector(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     changes = {
         name: getattr(config, name)
         for name in ("score_threshold", "nms", "nms_iou", "max_detections")
@@ -97,7 +96,7 @@ def score_model(config: ScoreConfig) -> Scores:
     return report(evaluation, index, config.out, confusion_score=config.confusion_score, about=said)
 
 
-def open_split(config: ScoreConfig, detector: Detector) -> DetectionIndex:
+def open_split(config: ScoreConfig, detector: AnyDetector) -> DetectionIndex:
     """Open the split to score on, examined, with the classes of the detector and every box as the file has it."""
     root = (
         config.data_root

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from effdense.errors import UserError
+from effdense.runtime.settings import ignored_for_kind
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class ScoreConfig:
     """What to score, on what, and how."""
 
     model: Path | None = None
-    """A .safetensors file of a training run; left out with --predictions."""
+    """A .safetensors file of a training run, or an .onnx file of `effdense export`; left out with --predictions."""
     dataset: Literal["demo", "coco", "voc"] = "demo"
     """Which kind of data set: the built-in demo scenes, COCO JSON, or Pascal VOC XML."""
     data_root: Path | None = None
@@ -48,7 +49,11 @@ class ScoreConfig:
     workers: int = 0
     """Processes that load images; 0 loads in the main process."""
     device: str = "auto"
-    """auto (the GPU if there is one), cpu, cuda or cuda:N."""
+    """auto (the GPU if there is one), cpu, cuda or cuda:N; an exported file runs on the CPU."""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """What runs an exported file; auto is ONNX Runtime, and OpenVINO for one exported in bfloat16."""
+    threads: int | None = None
+    """Threads that an exported file may use; by default as many as PyTorch uses."""
     skip_broken: bool = False
     """Leave out images that are missing or cannot be read, and count them, where otherwise the tool would stop."""
     out: Path | None = None
@@ -71,7 +76,7 @@ class ScoreConfig:
             )
         if self.iou_type == "segm" and self.predictions is None:
             raise UserError("--iou-type segm compares masks, which a detector has none of; it goes with --predictions")
-        for name in ("batch_size", "max_detections", "image_size"):
+        for name in ("batch_size", "max_detections", "image_size", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}, expected 1 or more")
@@ -85,10 +90,10 @@ class ScoreConfig:
 
 def ignored_settings(config: ScoreConfig) -> dict[str, str]:
     """Return the settings that the chosen combination would ignore, each with the reason."""
-    ignored: dict[str, str] = {}
+    ignored = ignored_for_kind(config.model, built_in=("nms", "nms_iou", "image_size"))
     if config.predictions is not None:
         unused = ["dataset", "data_root", "split", "score_threshold", "nms", "nms_iou", "image_size", "batch_size"]
-        unused += ["workers", "device", "skip_broken"]
+        unused += ["workers", "device", "runtime", "threads", "skip_broken"]
         ignored |= dict.fromkeys(unused, "--predictions are scored as they are")
     if config.predictions is None and config.annotations is not None:
         ignored |= {"data_root": "--annotations names the file", "split": "--annotations names the file"}

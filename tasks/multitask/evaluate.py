@@ -88,14 +88,14 @@ def evaluate(
         workers: processes that load images.
         evaluator: of the boxes: ``hotcoco`` or ``pycocotools``.
         boundary: of the masks: Boundary IoU too.
-        calibration: of the masks: calibration error too.
+        calibration: of the masks: calibration error too; there is none of a model that gives no probabilities.
 
     Raises:
         UserError: an image or a mask cannot be read, or a forward pass does not fit into memory.
     """
     _require_classes(multitask, with_boxes, with_masks)
     boxes = None if with_boxes is None else detection.Tally(with_boxes)
-    masks = None
+    masks, calibration = None, calibration and multitask.gives_probabilities
     if with_masks is not None:
         masks = segmentation.Tally(with_masks, boundary=boundary, calibration=calibration)
     images = MultitaskIndex.of(with_boxes, with_masks)

@@ -33,4 +33,4 @@ class PredictConfig(PredictSettings):
 
 def ignored_settings(config: PredictConfig) -> dict[str, str]:
     """Return the settings that the chosen combination would ignore, each with the reason."""
-    return ignored_predict_settings(config)
+    return ignored_predict_settings(config, one_by_one=True)

@@ -16,10 +16,9 @@ from effdense.datasets.prediction_files import find_images, open_images, sample_
 from effdense.drawing import Color, class_color, draw_detections, mask_color
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.predict_files import RESULTS, left_of, open_split, write_results
-from effdense.tasks.multitask.predict import Multitask, load_multitask
+from effdense.tasks.multitask.opening import AnyMultitask, open_multitask_model
 from effdense.tasks.multitask.predict_config import PredictConfig
 from effdense.tasks.segmentation.predict_files import MASKS, Folder
-from effdense.training.device import choose_device
 from effdense.types import Detections
 
 
@@ -43,7 +42,7 @@ class Predicted:
 
 
 def predict_files(
-    multitask: Multitask,
+    multitask: AnyMultitask,
     images: Sequence[Path] | DetectionIndex,
     out: Path,
     *,
@@ -105,7 +104,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     Raises:
         UserError: anything about the model, the images or the disk that the user can mend.
     """
-    multitask = load_multitask(config.model).to(choose_device(config.device))
+    multitask = open_multitask_model(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     images: Sequence[Path] | DetectionIndex
     if config.dataset == "none":
         images = find_images(config.images, config.out)

@@ -14,10 +14,9 @@ from effdense.datasets.roots import ready_root
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.tasks.detection import score as detection
 from effdense.tasks.multitask.evaluate import MultitaskEvaluation, evaluate
-from effdense.tasks.multitask.predict import Multitask, load_multitask
+from effdense.tasks.multitask.opening import AnyMultitask, open_multitask_model
 from effdense.tasks.multitask.score_config import ScoreConfig
 from effdense.tasks.segmentation import score as segmentation
-from effdense.training.device import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def score(config: ScoreConfig) -> Scores:
     Raises:
         UserError: anything about files, classes or settings that the user can mend.
     """
-    multitask = load_multitask(config.model).to(choose_device(config.device))
+    multitask = open_multitask_model(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     changes = {
         name: getattr(config, name)
         for name in ("score_threshold", "nms", "nms_iou", "max_detections")
@@ -72,7 +71,7 @@ def score(config: ScoreConfig) -> Scores:
     return report(config, multitask, evaluation, with_boxes, with_masks)
 
 
-def open_split(config: ScoreConfig, multitask: Multitask) -> tuple[DetectionIndex | None, SegmentationIndex | None]:
+def open_split(config: ScoreConfig, multitask: AnyMultitask) -> tuple[DetectionIndex | None, SegmentationIndex | None]:
     """Open the split to score on, examined, with the classes of the model."""
     root = config.data_root
     if config.annotations is None and not config.sources_named:
@@ -99,7 +98,7 @@ def open_split(config: ScoreConfig, multitask: Multitask) -> tuple[DetectionInde
 
 def report(
     config: ScoreConfig,
-    multitask: Multitask,
+    multitask: AnyMultitask,
     evaluation: MultitaskEvaluation,
     with_boxes: DetectionIndex | None,
     with_masks: SegmentationIndex | None,
@@ -122,6 +121,8 @@ def report(
         detected = detection.report(boxes, with_boxes, out, confusion_score=config.confusion_score, about=about)
     if masks is not None and with_masks is not None:
         about = {**segmentation.about(config.segmentation()), **said, "images": len(with_masks)}
+        if config.calibration:
+            about |= segmentation.without_calibration(config.model, multitask.gives_probabilities)
         out = None if config.out is None else config.out / SEGMENTATION
         found = segmentation.Scores(masks.scores, masks.boundary, masks.calibration)
         labelled = segmentation.report(found, out, about=about)

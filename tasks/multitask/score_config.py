@@ -20,7 +20,7 @@ class ScoreConfig:
     """What to score, on what, and how."""
 
     model: Path
-    """A .safetensors file of a multitask training run."""
+    """A .safetensors file of a multitask training run, or an .onnx file of `effdense export`."""
     dataset: Literal["demo", "coco", "voc"] = "demo"
     """Which kind of data set has both boxes and masks: the built-in demo scenes, COCO JSON, or Pascal VOC."""
     data_root: Path | None = None
@@ -67,7 +67,11 @@ class ScoreConfig:
     workers: int = 0
     """Processes that load images; 0 loads in the main process."""
     device: str = "auto"
-    """auto (the GPU if there is one), cpu, cuda or cuda:N."""
+    """auto (the GPU if there is one), cpu, cuda or cuda:N; an exported file runs on the CPU."""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """What runs an exported file; auto is ONNX Runtime, and OpenVINO for one exported in bfloat16."""
+    threads: int | None = None
+    """Threads that an exported file may use; by default as many as PyTorch uses."""
     skip_broken: bool = False
     """Leave out images that are missing or cannot be read, and count them, where otherwise the tool would stop."""
     out: Path | None = None

@@ -108,13 +108,14 @@ def evaluate(
         batch_size: images, or windows, in a forward pass.
         workers: processes that load images.
         boundary: Boundary IoU too.
-        calibration: calibration error too.
+        calibration: calibration error too; there is none of a model that gives no probabilities.
 
     Raises:
         UserError: an image or a mask cannot be read, or a forward pass does not fit into memory.
     """
     if segmenter.class_names != index.class_names:
         raise ValueError("the data set is not in the order of the model's classes: see match_segmentation_classes")
+    calibration = calibration and segmenter.gives_probabilities
     tally = Tally(index, boundary=boundary, calibration=calibration)
     started = time.perf_counter()
     rank, world_size = place()

@@ -47,4 +47,5 @@ class PredictConfig(PredictSettings):
 
 def ignored_settings(config: PredictConfig) -> dict[str, str]:
     """Return the settings that the chosen combination would ignore, each with the reason."""
-    return ignored_predict_settings(config)
+    built_in = ("image_size", "window", "stride", "scene_size", "tta")
+    return ignored_predict_settings(config, built_in=built_in, one_by_one=True)

@@ -25,9 +25,8 @@ from effdense.drawing import Color, draw_mask, mask_color, with_legend
 from effdense.errors import UserError
 from effdense.files import replacing, write_atomically
 from effdense.pictures import write_index_png, write_picture
-from effdense.tasks.segmentation.predict import Segmenter, load_segmenter
+from effdense.tasks.segmentation.opening import AnySegmenter, open_segmenter
 from effdense.tasks.segmentation.predict_config import PredictConfig
-from effdense.training.device import choose_device
 from effdense.types import Int64, Segmentation, UInt8
 
 MASKS, PROBABILITIES, CLASSES = "masks", "probabilities", "classes.txt"
@@ -54,7 +53,7 @@ class Predicted:
 
 
 def predict_files(
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     images: Sequence[Path] | ImageIndex,
     out: Path,
     *,
@@ -241,7 +240,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     Raises:
         UserError: anything about the model, the images or the disk that the user can mend.
     """
-    segmenter = load_segmenter(config.model).to(choose_device(config.device))
+    segmenter = open_segmenter(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     segmenter = segmenter.with_inference(
         window=config.window, stride=config.stride, scene_size=config.scene_size, tta=config.tta
     )

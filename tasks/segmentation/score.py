@@ -18,9 +18,8 @@ from effdense.tasks.segmentation.metrics.calibration import CalibrationError
 from effdense.tasks.segmentation.metrics.folders import score_folders
 from effdense.tasks.segmentation.metrics.report import write_report
 from effdense.tasks.segmentation.metrics.scores import SegmentationScores
-from effdense.tasks.segmentation.predict import Segmenter, load_segmenter
+from effdense.tasks.segmentation.opening import AnySegmenter, open_segmenter
 from effdense.tasks.segmentation.score_config import ScoreConfig
-from effdense.training.device import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def score_files(config: ScoreConfig) -> Scores:
 def score_model(config: ScoreConfig) -> Scores:
     """Run a model over a split and score its label maps."""
     assert config.model is not None
-    segmenter = load_segmenter(config.model).to(choose_device(config.device))
+    segmenter = open_segmenter(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     given = {name: getattr(config, name) for name in ("window", "stride", "scene_size", "tta")}
     segmenter = segmenter.with_inference(**{name: value for name, value in given.items() if value is not None})
     if config.image_size is not None:
@@ -93,10 +92,26 @@ def score_model(config: ScoreConfig) -> Scores:
     scores = Scores(evaluation.scores, evaluation.boundary, evaluation.calibration)
     as_used = {"image_size": segmenter.image_size, **asdict(segmenter.inference)}
     said = {**about(config), **as_used, "images": len(index), "images_per_second": speed}
+    if config.calibration:
+        said |= without_calibration(config.model, segmenter.gives_probabilities)
     return report(scores, config.out, about=said)
 
 
-def open_split(config: ScoreConfig, segmenter: Segmenter) -> SegmentationIndex:
+def without_calibration(model: Path, gives_probabilities: bool) -> dict[str, str]:
+    """Log why there is no calibration error, where there can be none, and return it for the report.
+
+    Args:
+        model: the file.
+        gives_probabilities: whether label maps come with probabilities.
+    """
+    if gives_probabilities:
+        return {}
+    why = f"none: {model} is an exported model, which gives labels without probabilities"
+    log.info("calibration error: %s", why)
+    return {"calibration_error": why}
+
+
+def open_split(config: ScoreConfig, segmenter: AnySegmenter) -> SegmentationIndex:
     """Open the split to score on, examined, with the classes of the segmenter."""
     root = config.data_root
     if config.annotations is None:

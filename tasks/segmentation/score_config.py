@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from effdense.errors import UserError
+from effdense.runtime.settings import ignored_for_kind
 from effdense.tasks.segmentation.inference import Inference
 
 
@@ -15,7 +16,7 @@ class ScoreConfig:
     """What to score, on what, and how."""
 
     model: Path | None = None
-    """A .safetensors file of a training run; left out with --predictions."""
+    """A .safetensors file of a training run, or an .onnx file of `effdense export`; left out with --predictions."""
     dataset: Literal["demo", "coco", "voc", "folder"] = "demo"
     """Which kind of data set: the built-in demo scenes, COCO JSON, Pascal VOC, or folders images/ and masks/."""
     data_root: Path | None = None
@@ -55,7 +56,11 @@ class ScoreConfig:
     workers: int = 0
     """Processes that load images; 0 loads in the main process."""
     device: str = "auto"
-    """auto (the GPU if there is one), cpu, cuda or cuda:N."""
+    """auto (the GPU if there is one), cpu, cuda or cuda:N; an exported file runs on the CPU."""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """What runs an exported file; auto is ONNX Runtime, and OpenVINO for one exported in bfloat16."""
+    threads: int | None = None
+    """Threads that an exported file may use; by default as many as PyTorch uses."""
     skip_broken: bool = False
     """Leave out images that are missing or cannot be read, and count them, where otherwise the tool would stop."""
     out: Path | None = None
@@ -78,7 +83,7 @@ class ScoreConfig:
             raise UserError(f"num_classes is {self.num_classes}, expected 1 to 255")
         if self.classes is not None and self.num_classes is not None and len(self.classes) != self.num_classes:
             raise UserError(f"--classes names {len(self.classes)} classes and --num-classes says {self.num_classes}")
-        for name in ("batch_size", "image_size"):
+        for name in ("batch_size", "image_size", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}, expected 1 or more")
@@ -89,10 +94,11 @@ class ScoreConfig:
 
 def ignored_settings(config: ScoreConfig) -> dict[str, str]:
     """Return the settings that the chosen combination would ignore, each with the reason."""
-    ignored: dict[str, str] = {}
+    built_in = ("image_size", "window", "stride", "scene_size", "tta")
+    ignored = ignored_for_kind(config.model, built_in=built_in, one_by_one=True)
     if config.predictions is not None:
         unused = ["dataset", "data_root", "split", "labels", "images", "image_size", "window", "stride"]
-        unused += ["scene_size", "tta", "batch_size", "workers", "device", "skip_broken"]
+        unused += ["scene_size", "tta", "batch_size", "workers", "device", "runtime", "threads", "skip_broken"]
         ignored |= dict.fromkeys(unused, "--predictions are scored as they are")
         ignored["calibration"] = "--predictions are labels without probabilities"
     elif config.annotations is not None:
