@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
 from effdense.ops.boxes import areas
+
+_PACK = 128
+"""Boxes of several groups that a CPU compares with one another in one go."""
 
 
 def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -26,33 +31,46 @@ def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou_threshol
         return keep
     if scores.device.type != "cpu":
         return _nms_of_groups_moved_apart(boxes_xyxy, scores, groups, iou_threshold)
-    # Group by group: a CPU need not compare boxes of different groups at all.
+    # A CPU need not compare boxes of different groups at all, but takes its time to begin with each group.
     order = torch.argsort(groups, stable=True)
-    sizes = torch.unique_consecutive(groups[order], return_counts=True)[1]
-    boxes_xyxy, scores = boxes_xyxy[order].float(), scores[order].float()
-    start = 0
-    for size in sizes.tolist():
-        if size > 1:
-            members = slice(start, start + size)
-            kept = torch.zeros(size, dtype=torch.bool)
-            kept[nms(boxes_xyxy[members], scores[members], iou_threshold)] = True
-            keep[order[members]] = kept
-        start += size
+    place, sizes = torch.unique_consecutive(groups[order], return_inverse=True, return_counts=True)[1:]
+    boxes, ordered_scores = _moved_apart(boxes_xyxy[order], place), scores[order].double()
+    for pack in _packs(sizes.tolist()):
+        kept = torch.zeros(pack.stop - pack.start, dtype=torch.bool)
+        kept[nms(boxes[pack], ordered_scores[pack], iou_threshold)] = True
+        keep[order[pack]] = kept
     return keep
 
 
 def _nms_of_groups_moved_apart(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """Do the same in one call, with each group moved to a place of its own, for a GPU.
+    """Do the same in one call, for a GPU."""
+    place = torch.unique(groups, return_inverse=True)[1]
+    kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    kept[nms(_moved_apart(boxes_xyxy, place), scores.double(), iou_threshold)] = True
+    return kept
 
-    In float64, since moving rounds the coordinates: float32 would keep a few hundredths of a pixel of the last groups,
-    float64 keeps 1e-9 with a million pixels of them. torchvision's ``batched_nms`` moves in the boxes' own precision.
+
+def _moved_apart(boxes_xyxy: Tensor, place: Tensor) -> Tensor:
+    """Return (N, 4) boxes, float64, with those of each place (N,) far from all others.
+
+    float32 would keep a few hundredths of a pixel of the last places. By a power of two times the place, coordinates
+    move without being rounded as long as 53 bits hold them, so that no overlap that is exactly at the threshold tips
+    over. torchvision's ``batched_nms`` moves by another number, and in the boxes' own precision.
     """
     boxes = boxes_xyxy.double()
-    place = torch.unique(groups, return_inverse=True)[1]
-    span = boxes.max() - boxes.min() + 1.0
-    kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    kept[nms(boxes + (place * span)[:, None], scores.double(), iou_threshold)] = True
-    return kept
+    span = torch.exp2((boxes.max() - boxes.min() + 1.0).log2().ceil())
+    return boxes + (place * span).unsqueeze(1)
+
+
+def _packs(sizes: list[int]) -> Iterator[slice]:
+    """Yield where groups of these sizes lie that are few enough, or alone."""
+    start = stop = 0
+    for size in sizes:
+        if stop > start and stop + size - start > _PACK:
+            yield slice(start, stop)
+            start = stop
+        stop += size
+    yield slice(start, stop)
 
 
 def soft_nms(

@@ -12,9 +12,11 @@ from effdense.ops.boxes import clip, scale
 from effdense.ops.nms import grouped_nms, soft_nms
 from effdense.tasks.detection.anchors import decode
 
-
 PRE_NMS_TOP = 5000
 """Candidates of an image, at most, before NMS (google/automl hparams, ``nms_configs.max_nms_inputs``)."""
+
+_FIRST_LOOK = 8
+"""Candidates that a processor looks at first, in multiples of the detections wanted."""
 
 
 class BatchDetections(NamedTuple):
@@ -71,18 +73,30 @@ def postprocess(
     """
     if nms not in ("hard", "soft"):
         raise ValueError(f"nms is {nms!r}; it can be 'hard' or 'soft'")
-    logits, anchor, labels = _best(class_logits, pre_nms_top, score_threshold)  # (B, C) each
-    scores = logits.float().sigmoid()
-    codes = box_codes.gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4)).float()
-    limits = resized_sizes_hw.to(codes.device).minimum(torch.tensor(image_size_hw, device=codes.device))
-    boxes = clip(decode(codes, anchors_xyxy[anchor]), limits)  # (B, C, 4)
-    usable = (scores > score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    limits = resized_sizes_hw.to(box_codes.device).minimum(torch.tensor(image_size_hw, device=box_codes.device))
+    best_of_anchor = class_logits.amax(2)  # (B, A)
+
+    def candidates(top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits, anchor, labels = _best(class_logits, best_of_anchor, top, score_threshold)  # (B, C) each
+        codes = box_codes.gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4)).float()
+        boxes = clip(decode(codes, anchors_xyxy[anchor]), limits)  # (B, C, 4)
+        scores = logits.float().sigmoid()
+        return boxes, scores, labels, (scores > score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
     if nms == "soft":
+        boxes, scores, labels, usable = candidates(pre_nms_top)
         chosen, kept_scores = soft_nms(
             boxes, scores.where(usable, 0.0), labels, score_threshold=score_threshold, max_detections=max_detections
         )
     else:
+        # What NMS leaves of a candidate depends on better ones alone. So a processor looks at the best first, and at
+        # all of them only if some image then has too few; a GPU would wait for the answer longer than for the work.
+        top = min(pre_nms_top, _FIRST_LOOK * max_detections) if class_logits.device.type == "cpu" else pre_nms_top
+        boxes, scores, labels, usable = candidates(top)
         chosen, kept_scores = _hard(boxes, scores, labels, usable, iou_threshold, max_detections)
+        if top < pre_nms_top and _may_lack(scores, kept_scores, top, score_threshold):
+            boxes, scores, labels, usable = candidates(pre_nms_top)
+            chosen, kept_scores = _hard(boxes, scores, labels, usable, iou_threshold, max_detections)
     found = kept_scores > 0
     boxes = boxes.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 4))
     originals = original_sizes_hw.to(boxes.device)
@@ -90,14 +104,22 @@ def postprocess(
     return BatchDetections(boxes, kept_scores, labels.gather(1, chosen).where(found, -1), found.sum(1))
 
 
-def _best(class_logits: Tensor, top: int, score_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+def _may_lack(scores: Tensor, kept_scores: Tensor, top: int, score_threshold: float) -> bool:
+    """Whether an image got fewer detections than asked for while more than its ``top`` candidates may be left."""
+    if scores.shape[1] < top:
+        return False
+    return bool(((kept_scores[:, -1:] == 0) & (scores[:, -1:] > score_threshold)).any())
+
+
+def _best(
+    class_logits: Tensor, best_of_anchor: Tensor, top: int, score_threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return logit, anchor and class of an image's best scores, best first: (B, C) each, C at most ``top``.
 
     The best anchors come first, then the best classes among them. The ``top`` best pairs of anchor and class lie on
     the ``top`` best anchors, so nothing is lost, and the sort sees C of the anchors instead of all of them times K.
     """
     batch, _, num_classes = class_logits.shape
-    best_of_anchor = class_logits.amax(2)  # (B, A)
     count = min(top, best_of_anchor.shape[1])
     if class_logits.device.type == "cpu" and batch and 0 < score_threshold < 1:
         # Most anchors of a trained model score next to nothing: sort only as many as some image has above that, and

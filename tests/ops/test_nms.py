@@ -63,6 +63,19 @@ def test_far_apart_groups_lose_no_precision() -> None:
     assert grouped_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), groups.clamp(max=0), 0.5).tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("count", [1, 2, 40, 300], ids=["one", "two", "more than a pack", "many"])
+def test_groups_packed_together_keep_what_each_alone_keeps(count: int) -> None:
+    boxes, scores, _ = random_boxes(600, seed=count)
+    groups = torch.randint(0, count, (600,), generator=torch.Generator().manual_seed(count))
+    assert torch.equal(grouped_nms(boxes, scores, groups, 0.5), plain_nms(boxes, scores, groups, 0.5))
+
+
+def test_an_overlap_of_exactly_the_threshold_is_none_in_any_group() -> None:
+    pair = torch.tensor([[0.0, 0, 96, 100], [0, 0, 96, 50]])  # an IoU of one half
+    groups = torch.arange(50).repeat_interleave(2)
+    assert grouped_nms(pair.repeat(50, 1), torch.tensor([0.9, 0.8]).repeat(50), groups, 0.5).all()
+
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from effdense.tasks.detection import postprocess as module
 from effdense.tasks.detection.anchors import Anchors, encode
 from effdense.tasks.detection.postprocess import BatchDetections, postprocess
 
@@ -126,6 +127,25 @@ def test_the_best_scores_are_those_of_a_sort_over_all_anchors_and_classes() -> N
     best = logits.flatten().sort(descending=True).values[:50].sigmoid()
     assert found.counts.item() > 40  # a few anchors lie outside the image
     assert torch.isin(found.scores[0, : found.counts.item()], best).all()
+
+
+@pytest.mark.parametrize(
+    ("spread", "code", "most"),
+    [(2.0, 0.2, 10), (0.5, 0.0, 100), (6.0, 0.2, 100), (2.0, 0.2, 10_000)],
+    ids=["enough at once", "too few left of the best", "few above the threshold", "all wanted"],
+)
+def test_looking_at_the_best_first_changes_nothing(
+    spread: float, code: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, len(ANCHORS), 2, generator=generator) * spread - 5
+    logits[1] -= 15
+    codes = torch.randn(3, len(ANCHORS), 4, generator=generator) * code
+    quick = run(logits, codes, iou_threshold=0.1, max_detections=most)
+    monkeypatch.setattr(module, "_FIRST_LOOK", 10**6)
+    plain = run(logits, codes, iou_threshold=0.1, max_detections=most)
+    for one, other in zip(quick, plain, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_codes_that_overflow_do_no_harm() -> None:
