@@ -24,6 +24,17 @@ _ORDER = 1
 """Tells what is drawn for an order from what is drawn for an image."""
 
 
+def spread(num_images: int, most: int) -> Int64:
+    """Return positions of no more than ``most`` images, evenly over the index, the first and the last included.
+
+    Args:
+        num_images: of the index.
+        most: 1 or more.
+    """
+    positions: Int64 = np.linspace(0, num_images - 1, min(num_images, most)).round().astype(np.int64)
+    return positions
+
+
 class EpochSampler(Sampler[Key]):
     """Yields (epoch, position), in an order that is a function of the seed and the epoch.
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "eval-multi": Command("eval_multi", "score a model of both tasks in one pass"),
     "join": Command("join", "make one model of a detector and a segmenter on the same backbone"),
     "predict": Command("predict", "run a model on images; draw what it finds and write it down"),
+    "export": Command("export", "make one file of a model that ONNX Runtime and OpenVINO run"),
     "backbones": Command("backbones", "list the backbones with their sizes"),
 }
 

@@ -39,11 +39,13 @@ class Session(Protocol):
 
     Attributes:
         name: of the runtime: ``onnxruntime`` or ``openvino``.
+        precision: that the network computes in, here: ``float32`` or ``bfloat16``.
         inputs: what the file takes.
         outputs: what it gives.
     """
 
     name: str
+    precision: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -84,7 +86,7 @@ def open_session(
             raise ValueError(f"its precision is {precision!r}")
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, expected 1 or more")
-    chosen = _chosen(runtime, precision)
+    chosen = choose_runtime(runtime, precision)
     opener = _open_onnxruntime if chosen == "onnxruntime" else _open_openvino
     return opener(path, precision, threads or torch.get_num_threads())
 
@@ -107,7 +109,21 @@ def require_ends(session: Session, source: str, outputs: Sequence[str], inputs: 
         raise UserError(f"{source} lacks the {', '.join(lacking)} that its header promises; export it again")
 
 
-def _chosen(runtime: str, precision: str) -> str:
+def require_precision(session: Session, precision: str) -> None:
+    """Refuse a session that computes in another precision, so that nothing could be said of this one.
+
+    Raises:
+        UserError: this CPU has no such precision.
+    """
+    if session.precision != precision:
+        raise UserError(
+            f"a file in {precision} cannot be compared with its checkpoint here: {_SHOWN[session.name]} computes in "
+            f"{session.precision} on this CPU; export on one that has {precision}, or take --precision "
+            f"{session.precision}"
+        )
+
+
+def choose_runtime(runtime: str, precision: str) -> str:
     """Return the runtime to take, which is installed."""
     if runtime not in ("auto", *_SHOWN):
         raise UserError(
@@ -135,6 +151,7 @@ class _OnnxRuntime:
     """A session of ONNX Runtime."""
 
     name = "onnxruntime"
+    precision = "float32"
 
     def __init__(self, session: Any, source: Path) -> None:
         self._session, self._source = session, source
@@ -179,8 +196,8 @@ class _OpenVino:
 
     name = "openvino"
 
-    def __init__(self, stages: Sequence[_Stage], source: Path) -> None:
-        self._source = source
+    def __init__(self, stages: Sequence[_Stage], precision: str, source: Path) -> None:
+        self.precision, self._source = precision, source
         self._stages = [(one.compiled.create_infer_request(), one.inputs, one.outputs) for one in stages]
         given = {name for _, _, outputs in self._stages for name in outputs}
         self.inputs = tuple(name for _, inputs, _ in self._stages for name in inputs if name not in given)
@@ -224,7 +241,7 @@ def _open_openvino(path: Path, precision: str, threads: int) -> Session:
             stages.append(_Stage(compiled, inputs, outputs))
     except Exception as error:
         raise _unopened(error, path, "openvino", openvino.__version__) from error
-    return _OpenVino(stages, path)
+    return _OpenVino(stages, precision, path)
 
 
 def _names(ends: Sequence[Any], named: Sequence[Any]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
 from effdense.datasets.roots import ready_root
+from effdense.datasets.sampling import spread
 from effdense.tasks.detection.evaluate import Evaluation, evaluate, limits_of
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.confusion import confusion_matrix
@@ -96,14 +97,22 @@ def score_model(config: ScoreConfig) -> Scores:
     return report(evaluation, index, config.out, confusion_score=config.confusion_score, about=said)
 
 
-def open_split(config: ScoreConfig, detector: AnyDetector) -> DetectionIndex:
-    """Open the split to score on, examined, with the classes of the detector and every box as the file has it."""
+def open_split(config: ScoreConfig, detector: AnyDetector, *, sample: int | None = None) -> DetectionIndex:
+    """Open the split to score on, examined, with the classes of the detector and every box as the file has it.
+
+    Args:
+        config: what to open.
+        detector: whose classes the split gets.
+        sample: take no more images than that, spread evenly.
+    """
     root = (
         config.data_root
         if config.annotations is not None
         else ready_root(config.dataset, config.data_root, "detection", can_download=False)
     )
     index = open_dataset(config.dataset, root, config.split, annotations=config.annotations, images=config.images)
+    if sample is not None:
+        index = index.select(spread(len(index), sample))
     return examined(index, detector.class_names, config.model, skip_broken=config.skip_broken)
 
 

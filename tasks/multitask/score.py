@@ -11,6 +11,7 @@ from effdense.datasets.data_sources import parse_source
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.multitask_opening import open_multitask
 from effdense.datasets.roots import ready_root
+from effdense.datasets.sampling import spread
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.tasks.detection import score as detection
 from effdense.tasks.multitask.evaluate import MultitaskEvaluation, evaluate
@@ -71,8 +72,16 @@ def score(config: ScoreConfig) -> Scores:
     return report(config, multitask, evaluation, with_boxes, with_masks)
 
 
-def open_split(config: ScoreConfig, multitask: AnyMultitask) -> tuple[DetectionIndex | None, SegmentationIndex | None]:
-    """Open the split to score on, examined, with the classes of the model."""
+def open_split(
+    config: ScoreConfig, multitask: AnyMultitask, *, sample: int | None = None
+) -> tuple[DetectionIndex | None, SegmentationIndex | None]:
+    """Open the split to score on, examined, with the classes of the model.
+
+    Args:
+        config: what to open.
+        multitask: whose classes the split gets.
+        sample: take no more images of either label than that, spread evenly.
+    """
     root = config.data_root
     if config.annotations is None and not config.sources_named:
         root = ready_root(config.dataset, root, "multitask", can_download=False)
@@ -88,6 +97,10 @@ def open_split(config: ScoreConfig, multitask: AnyMultitask) -> tuple[DetectionI
         annotations=config.annotations,
         images=config.images,
     )
+    if sample is not None and with_boxes is not None:
+        with_boxes = with_boxes.select(spread(len(with_boxes), sample))
+    if sample is not None and with_masks is not None:
+        with_masks = with_masks.select(spread(len(with_masks), sample))
     model, skip_broken = config.model, config.skip_broken
     if with_boxes is not None:
         with_boxes = detection.examined(with_boxes, multitask.class_names, model, skip_broken=skip_broken)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from effdense.datasets.roots import ready_root
+from effdense.datasets.sampling import spread
 from effdense.datasets.segmentation_doctor import examine_masks
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.datasets.segmentation_opening import match_segmentation_classes, open_segmentation
@@ -111,8 +112,14 @@ def without_calibration(model: Path, gives_probabilities: bool) -> dict[str, str
     return {"calibration_error": why}
 
 
-def open_split(config: ScoreConfig, segmenter: AnySegmenter) -> SegmentationIndex:
-    """Open the split to score on, examined, with the classes of the segmenter."""
+def open_split(config: ScoreConfig, segmenter: AnySegmenter, *, sample: int | None = None) -> SegmentationIndex:
+    """Open the split to score on, examined, with the classes of the segmenter.
+
+    Args:
+        config: what to open.
+        segmenter: whose classes the split gets.
+        sample: take no more images than that, spread evenly.
+    """
     root = config.data_root
     if config.annotations is None:
         root = ready_root(config.dataset, root, "segmentation", can_download=False)
@@ -126,6 +133,8 @@ def open_split(config: ScoreConfig, segmenter: AnySegmenter) -> SegmentationInde
         annotations=config.annotations,
         images=config.images,
     )
+    if sample is not None:
+        index = index.select(spread(len(index), sample))
     return examined(index, segmenter.class_names, config.model, skip_broken=config.skip_broken)
 
 

@@ -1,0 +1,62 @@
+"""Behind ``export`` for a model of both tasks: the file stays only if its mAP and its mIoU are the checkpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from effdense.config import from_mapping
+from effdense.datasets.multitask_index import MultitaskIndex
+from effdense.runtime.export_config import ExportConfig
+from effdense.runtime.gate import Gate, Measured, export_through_gate
+from effdense.runtime.session import require_precision
+from effdense.tasks.multitask.evaluate import evaluate
+from effdense.tasks.multitask.export import export_multitask
+from effdense.tasks.multitask.exported import load_exported_multitask
+from effdense.tasks.multitask.opening import AnyMultitask
+from effdense.tasks.multitask.predict import load_multitask
+from effdense.tasks.multitask.score import open_split
+from effdense.tasks.multitask.score_config import ScoreConfig
+
+
+def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
+    """Export a model of both tasks, if the file scores what the checkpoint scores.
+
+    Args:
+        config: what to export, and what to compare on.
+        header: of the checkpoint.
+
+    Raises:
+        UserError: anything about the model, the data or the disk that the user can mend; or a file that scores
+            something else, which is deleted.
+    """
+    multitask = load_multitask(config.model).with_selection(**config.selection())
+    if config.image_size is not None:
+        multitask = multitask.with_image_size(config.image_size)
+    scoring = from_mapping(ScoreConfig, config.score_settings(header), str(config.model))
+    with_boxes, with_masks = open_split(scoring, multitask, sample=config.sample)
+    images = MultitaskIndex.of(with_boxes, with_masks)
+
+    def measured(model: AnyMultitask, runtime: str) -> Measured:
+        list(model.stream_samples([images.sample(0).replace(mask=None)]))  # folding and the like happens once
+        found = evaluate(model, with_boxes, with_masks, batch_size=config.batch_size, workers=config.workers)
+        scores = {} if found.detection is None else {"mAP": 100 * found.detection.map}
+        if found.segmentation is not None:
+            scores["mIoU"] = 100 * found.segmentation.miou
+        return Measured(runtime, scores, found.images_per_second)
+
+    def of_file(path: Path) -> Measured:
+        exported = load_exported_multitask(path, runtime=config.runtime, threads=config.threads)
+        require_precision(exported.session, config.precision)
+        return measured(exported, exported.session.name)
+
+    return export_through_gate(
+        config.path,
+        export=lambda path: export_multitask(multitask, path, precision=config.precision),
+        checkpoint=lambda: measured(multitask, "pytorch"),
+        exported=of_file,
+        images=len(images),
+        tolerance=config.tolerance,
+        name=config.model.name,
+    )
