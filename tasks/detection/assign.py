@@ -17,7 +17,7 @@ IGNORED = -2
 _DEVICE_PAIRS = 1 << 26
 """Anchor-box pairs that a device handles at a time, for its memory."""
 
-_CPU_BOUNDS = 1 << 17
+_CPU_BOUNDS = 1 << 18
 """Bounds that a processor computes at a time, for its cache."""
 
 _SLACK = 1e-4
@@ -214,8 +214,9 @@ _known_rows = WeakTensorKeyDictionary()
 
 
 def _rows(anchors: Tensor) -> _Rows:
+    version = -1 if anchors.is_inference() else anchors._version  # what is made in inference mode has none
     known: tuple[int, _Rows] | None = _known_rows.get(anchors)  # type: ignore[no-untyped-call]
-    if known is not None and known[0] == anchors._version:
+    if known is not None and known[0] == version >= 0:
         return known[1]
     spans, row, length = torch.unique(anchors[:, 1::2], dim=0, return_inverse=True, return_counts=True)
     zeros = torch.zeros(len(spans))
@@ -228,7 +229,7 @@ def _rows(anchors: Tensor) -> _Rows:
         length=length,
         members=row.argsort(stable=True),
     )
-    _known_rows[anchors] = (anchors._version, rows)
+    _known_rows[anchors] = (version, rows)
     return rows
 
 
@@ -251,8 +252,8 @@ def _candidates(boxes: Tensor, anchors: Tensor, rows: _Rows, threshold: float) -
 def _expand(box: Tensor, row: Tensor, boxes: Tensor, anchors: Tensor, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Turn pairs of box and row, (Q,), into pairs of box and anchor, with their IoU: (P,) each."""
     length = rows.length[row]
-    before = length.cumsum(0) - length
-    within = torch.arange(int(length.sum())) - before.repeat_interleave(length)
-    anchor = rows.members[rows.start[row].repeat_interleave(length) + within]
-    box = box.repeat_interleave(length)
+    offset = rows.start[row] - (length.cumsum(0) - length)  # from the place among all pairs to that in ``members``
+    pair = torch.repeat_interleave(length)
+    anchor = rows.members[offset[pair].add_(torch.arange(len(pair)))]
+    box = box[pair]
     return box, anchor, _overlap(boxes[box], anchors[anchor])[1]

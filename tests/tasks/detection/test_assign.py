@@ -151,3 +151,12 @@ def test_anchors_in_no_order_and_changed_in_place_are_matched_as_well() -> None:
             module._assign_densely(anchors, boxes_xyxy, labels, everything, None, 0.5),
         )
         anchors += 3.0
+
+
+def test_anchors_made_in_inference_mode_are_matched_as_well() -> None:
+    boxes_xyxy, labels = scene(2, 12)
+    with torch.inference_mode():
+        anchors = ANCHORS.clone()
+        inside = assign(anchors, boxes_xyxy, labels)
+    same(inside, assign(ANCHORS, boxes_xyxy, labels))
+    same(assign(anchors, boxes_xyxy, labels), inside)
