@@ -82,7 +82,7 @@ def settings_of(tool: str) -> type[Any]:
     configs = [
         one
         for name, one in vars(module).items()
-        if isinstance(one, type) and is_dataclass(one) and name.endswith("Config")
+        if isinstance(one, type) and is_dataclass(one) and name.endswith(("Config", "BenchSettings"))
     ]
     return configs[0]
 

@@ -42,7 +42,7 @@ class Case(NamedTuple):
 CASES = tuple(
     Case(arch, backbone, encoder, size)
     for arch in ("unet", "fpn")
-    for backbone, encoder, size in (("lite0", "tu-tf_efficientnet_lite0", 320), ("b0", "tu-efficientnet_b0", 512))
+    for backbone, encoder, size in (("lite0", "tu-tf_efficientnet_lite0", 320), ("b0", "tu-tf_efficientnet_b0", 512))
 )
 
 

@@ -10,12 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import effdense
 from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, Unequal, row
 from effdense.tools.benchmarks.timing import Ratio, alternate
 
 TARGET = 1.0
 """Seconds that a tool may take."""
+_ROOT = Path(effdense.__file__).resolve().parents[1]
+"""From where effdense is found, installed or not."""
 PEER = (
     "import argparse, torch, torchvision.utils, timm.models, timm.utils, timm.optim, timm.scheduler, effdet\n"
     "argparse.ArgumentParser().parse_args(['--help'])"
@@ -24,13 +28,13 @@ PEER = (
 
 def run(settings: BenchSettings) -> list[Row]:
     """Measure the help of the training tool."""
-    ours, peer = _command("-m", "effdense.tools.train_det", "--help"), _command("-W", "ignore", "-c", PEER)
-    for name, call in (("train_det", ours), ("effdet", peer)):
+    ours, peer = _command("-m", "effdense", "train-det", "--help"), _command("-W", "ignore", "-c", PEER)
+    for name, call in (("effdense", ours), ("effdet", peer)):
         if "--help" not in call():
             raise Unequal(f"{name}: no help was printed")
     samples = alternate({"ours": ours, "peer": peer}, repeats=settings.rounds(7), warmup=0)
     found = row(
-        "train_det --help",
+        "effdense train-det --help",
         Ratio.of(samples["ours"], samples["peer"]),
         unit="s",
         note="the peer is what effdet's train.py imports before it reads its arguments; the script is not in the wheel",
@@ -40,7 +44,8 @@ def run(settings: BenchSettings) -> list[Row]:
 
 def _command(*arguments: str) -> Callable[[], str]:
     def call() -> str:
-        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT).stdout
 
     return call
 
