@@ -5,6 +5,7 @@ import torch
 
 from effdense.tasks.detection.assign import Targets
 from effdense.tasks.detection.config import DetectionConfig
+from effdense.tasks.detection.postprocess import BatchDetections
 from effdense.tools.benchmarks import labelling, loss, postprocessing, training
 from effdense.tools.benchmarks.boxes import random_boxes
 from effdense.tools.benchmarks.rows import BenchSettings, Unequal
@@ -53,10 +54,22 @@ def test_shared_memory_is_counted_once() -> None:
     assert loss.saved_bytes(lambda: (y * y).sum() + (y * y[:100]).sum()) == 400
 
 
-def test_postprocessing_has_a_row_for_each_kind_of_outputs() -> None:
+def test_postprocessing_has_two_rows_for_each_kind_of_outputs() -> None:
     rows = postprocessing.PART.run(QUICK)
-    assert len(rows) == len(postprocessing.OUTPUTS)
-    assert all(one.target == 5 and one.unit == "ms" for one in rows)
+    assert [one.target for one in rows] == [5, None] * len(postprocessing.OUTPUTS)
+    assert all(one.unit == "ms" for one in rows)
+
+
+def test_detections_of_one_score_may_come_in_any_order_and_others_not() -> None:
+    scores = torch.tensor([[0.9, 0.5, 0.5]])
+    boxes = torch.arange(12.0).view(1, 3, 4)
+    labels = torch.tensor([[2, 1, 0]])
+    found = BatchDetections(boxes, scores, labels, torch.tensor([3]))
+    theirs = torch.cat((boxes, scores.unsqueeze(2), labels.unsqueeze(2) + 1.0), 2)
+    postprocessing.check_same_detections(found, theirs[:, [0, 2, 1]])
+    theirs[0, 0, 5] = 1
+    with pytest.raises(Unequal, match="labels"):
+        postprocessing.check_same_detections(found, theirs)
 
 
 def test_the_training_loops_train_and_are_compared_in_images_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
