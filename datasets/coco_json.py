@@ -157,12 +157,19 @@ def read_classes(categories: list[Json], used: Int64, path: Path) -> tuple[dict[
 
 def number_labels(category_ids: Int64, classes: dict[int, str]) -> tuple[Int64, tuple[str, ...]]:
     """Return labels (T,), -1 - k for the k-th id that is no category, and those ids as texts."""
-    present, inverse = np.unique(category_ids, return_inverse=True)
+    present = _distinct(category_ids)
     label_of = {category_id: label for label, category_id in enumerate(classes)}
     unknown = [value for value in present.tolist() if value not in label_of]
     label_of |= {value: -1 - k for k, value in enumerate(unknown)}
     table = np.array([label_of[value] for value in present.tolist()], np.int64)
-    return table[inverse].reshape(-1), tuple(f"category id {value}" for value in unknown)
+    return table[_positions(category_ids, present)], tuple(f"category id {value}" for value in unknown)
+
+
+def _distinct(ids: Int64) -> Int64:
+    """Return each id once, ascending; most files have few and small ones, which need no sorting."""
+    if len(ids) and int(ids.min()) >= 0 and int(ids.max()) < len(ids):
+        return np.flatnonzero(np.bincount(ids)).astype(np.int64)
+    return np.unique(ids)
 
 
 def integer(value: Any) -> int:

@@ -13,11 +13,9 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +29,6 @@ from effdense.types import Bool, Int64
 Float64 = npt.NDArray[np.float64]
 
 
-_Corners = tuple[float, float, float, float]
-_NOT_STATED = math.nan
-"""Of an area. JSON has no way to write it, so that it stands for nothing else."""
-
-
 # The fields stand in the order of COCO's own files, in which the decoder then finds each at once.
 class _Image(msgspec.Struct, gc=False, kw_only=True):
     file_name: str
@@ -44,24 +37,34 @@ class _Image(msgspec.Struct, gc=False, kw_only=True):
     id: int
 
 
+class _Keys(msgspec.Struct, gc=False, kw_only=True):
+    area: float = math.nan
+    iscrowd: float = 0.0
+    image_id: float
+    category_id: float
+    id: float
+    ignore: float = 0.0
+
+
+class _Box(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):
+    x: float
+    y: float
+    width: float
+    height: float
+
+
 class _BoxObject(msgspec.Struct, gc=False, kw_only=True):
-    area: float = _NOT_STATED
-    iscrowd: bool | int = False
-    image_id: int
-    bbox: _Corners
-    category_id: int
-    id: int
-    ignore: bool | int = False
+    area: float = math.nan
+    iscrowd: float = 0.0
+    image_id: float
+    bbox: _Box
+    category_id: float
+    id: float
+    ignore: float = 0.0
 
 
-class _OutlineObject(msgspec.Struct, gc=False, kw_only=True):
+class _Outline(msgspec.Struct):
     segmentation: list[list[float]] | dict[str, Any]
-    area: float = _NOT_STATED
-    iscrowd: bool | int = False
-    image_id: int
-    category_id: int
-    id: int
-    ignore: bool | int = False
 
 
 class _File(msgspec.Struct):
@@ -71,17 +74,16 @@ class _File(msgspec.Struct):
 
 
 _FILE = msgspec.json.Decoder(_File)
-_BOX_OBJECTS = msgspec.json.Decoder(list[_BoxObject])
-_OUTLINE_OBJECTS = msgspec.json.Decoder(list[_OutlineObject])
-_PIECE_BYTES = 1 << 19
+_OUTLINES = msgspec.json.Decoder(list[_Outline])
+_PIECE_BYTES = 1 << 17
 """So much text at a time becomes objects: few enough to stay in a core's cache until they are columns and gone."""
+_TAIL_BYTES = 1 << 22
+"""Where the categories are looked for behind the annotations; a longer list of them is read the plain way."""
 _BETWEEN_OBJECTS = re.compile(rb"\}\s*(,)\s*\{")
 _KEY = b'"annotations"'
 _PLACEHOLDER = "the annotations are read by themselves"
-_COLUMNS = {
-    "id": np.int64, "image_id": np.int64, "category_id": np.int64, "area": np.float64, "iscrowd": np.bool_,
-    "ignore": np.bool_,
-}  # fmt: skip
+_EXACT_BELOW = 2.0**53
+"""Whole numbers that a float64 tells apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,7 @@ def read_typed(path: Path, *, outlines: bool = False) -> TypedColumns | None:
             if rest.annotations != [_PLACEHOLDER]:
                 return None
             try:
-                return _columns(rest, data, [*_pieces(data, start, end)], outlines)
+                return _columns(rest, data, _pieces(data, start, end), outlines)
             except msgspec.DecodeError:  # cut within an object that holds a list of others
                 return _columns(rest, data, [(start, end)], outlines)
     except (OSError, ValueError, OverflowError, RecursionError):  # msgspec's errors are ValueErrors
@@ -173,8 +175,10 @@ def _annotations_span(data: mmap.mmap) -> tuple[int, int]:
     start = data.find(b"[", key) + 1
     if key < 0 or start <= 0 or data[key + len(_KEY) : start - 1].strip() != b":":
         raise ValueError("no list of annotations")
-    after = (data.rfind(other, start) for other in (b'"images"', b'"categories"') if data.find(other, 0, start) < 0)
-    return start, max(start, data.rfind(b"]", start, min((place for place in after if place > 0), default=len(data))))
+    tail = data.rfind(b'"categories"', max(start, len(data) - _TAIL_BYTES))
+    images = -1 if data.find(b'"images"', 0, start) >= 0 else data.rfind(b'"images"', start)
+    following = min((place for place in (tail, images) if place >= 0), default=len(data))
+    return start, max(start, data.rfind(b"]", start, following))
 
 
 def _pieces(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -188,33 +192,90 @@ def _pieces(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int]]:
     yield start, end
 
 
-def _columns(rest: _File, data: mmap.mmap, pieces: Sequence[tuple[int, int]], outlines: bool) -> TypedColumns:
-    decoder: Any = _OUTLINE_OBJECTS if outlines else _BOX_OBJECTS
-    parts: dict[str, list[npt.NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in _COLUMNS.items()}
-    boxes = [np.zeros(0)]
+def _columns(rest: _File, data: mmap.mmap, pieces: Iterable[tuple[int, int]], outlines: bool) -> TypedColumns:
+    """Raises ValueError where the objects are not what they mostly are."""
+    rows = _Rows(_Keys if outlines else _BoxObject)
     segmentations: list[Any] = []
     for start, end in pieces:
-        objects = decoder.decode(b"".join((b"[", data[start:end], b"]")))
-        for name, kind in _COLUMNS.items():
-            parts[name].append(np.fromiter(map(attrgetter(name), objects), kind, len(objects)))
+        text = b"".join((b"[", data[start:end], b"]"))
+        rows.add(text)
         if outlines:
-            segmentations.extend(map(attrgetter("segmentation"), objects))
-        else:
-            numbers = chain.from_iterable(map(attrgetter("bbox"), objects))
-            boxes.append(np.fromiter(numbers, np.float64, 4 * len(objects)))
-    columns = {name: np.concatenate(part) for name, part in parts.items()}
-    images = rest.images
+            segmentations.extend(one.segmentation for one in _OUTLINES.decode(text))
+    table, images = rows.table(), rest.images
+    boxes = [table[name] for name in _Box.__struct_fields__ if not outlines]
     return TypedColumns(
         file_names=[image.file_name for image in images],
-        image_ids=np.fromiter(map(attrgetter("id"), images), np.int64, len(images)),
+        image_ids=np.fromiter((image.id for image in images), np.int64, len(images)),
         sizes_hw=np.array([(image.height or 0, image.width or 0) for image in images], np.int64).reshape(-1, 2),
-        annotation_ids=columns["id"],
-        wanted_ids=columns["image_id"],
-        category_ids=columns["category_id"],
-        areas=columns["area"],
-        crowd=columns["iscrowd"],
-        ignored=columns["ignore"],
-        boxes_xywh=np.concatenate(boxes).reshape(-1, 4),
+        annotation_ids=_whole(table["id"]),
+        wanted_ids=_whole(table["image_id"]),
+        category_ids=_whole(table["category_id"]),
+        areas=table["area"],
+        crowd=table["iscrowd"] != 0,
+        ignored=table["ignore"] != 0,
+        boxes_xywh=np.stack(boxes, axis=1) if boxes else np.zeros((0, 4)),
         segmentations=segmentations,
         categories=rest.categories,
     )
+
+
+class _Rows:
+    """Objects whose fields are all floats, from JSON to one table.
+
+    MessagePack writes each of them in the same number of bytes, every number as nine: what it is and float64, the
+    highest byte first. So what it makes of a list is an array of NumPy's, and no number is touched by Python.
+    """
+
+    def __init__(self, kind: type[_Keys | _BoxObject]) -> None:
+        self._decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+        self._encoder = msgspec.msgpack.Encoder()
+        self._layout = _layout(kind)
+        self._parts = [np.zeros((len(self._layout.fields or ()), 0))]
+
+    def add(self, text: bytes) -> None:
+        """Take the objects of a list in JSON.
+
+        Raises:
+            ValueError: it is no such list.
+        """
+        objects = self._decoder.decode(text)
+        packed = self._encoder.encode(objects)
+        head = 1 if len(objects) < 1 << 4 else 3 if len(objects) < 1 << 16 else 5
+        if len(packed) != head + len(objects) * self._layout.itemsize:
+            raise ValueError("objects of another length than floats have")
+        rows = np.frombuffer(packed, self._layout, offset=head)
+        self._parts.append(np.array([rows[name] for name in self._layout.names or ()], np.float64))
+
+    def table(self) -> dict[str, Float64]:
+        """Return the numbers of all objects so far by name, (T,) each."""
+        return dict(zip(self._layout.names or (), np.concatenate(self._parts, axis=1), strict=True))
+
+
+def _layout(kind: type[msgspec.Struct]) -> np.dtype[Any]:
+    """Return where the numbers of an object lie: behind its length, each name with its own length, and each kind."""
+    offsets: dict[str, int] = {}
+    place = 1
+    for field in msgspec.structs.fields(kind):
+        place += 1 + len(field.name)
+        nested = field.type is _Box
+        place += nested
+        for name in _Box.__struct_fields__ if nested else (field.name,):
+            offsets[name] = place + 1
+            place += 9
+    columns: Any = {"names": [*offsets], "formats": [">f8"] * len(offsets), "offsets": [*offsets.values()]}
+    layout: np.dtype[Any] = np.dtype(columns | {"itemsize": place})
+    return layout
+
+
+def _whole(numbers: Float64) -> Int64:
+    """Return ids as integers.
+
+    Raises:
+        ValueError: one is none, or too large to be sure.
+    """
+    if len(numbers) and not (numbers.min() > -_EXACT_BELOW and numbers.max() < _EXACT_BELOW):
+        raise ValueError("ids beyond what a float holds exactly")
+    ids = numbers.astype(np.int64)
+    if not np.array_equal(ids, numbers):
+        raise ValueError("ids that are not whole")
+    return ids
