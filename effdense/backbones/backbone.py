@@ -200,6 +200,10 @@ class Backbone(nn.Module):
             part.eval()
         return self
 
+    def parts(self) -> list[nn.Module]:
+        """Return the modules that run one after the other: the stem's convolution and norm, then each stage."""
+        return [self.conv_stem, self.bn1, *self.blocks]
+
     def _gradients(self, part: int) -> AbstractContextManager[Any]:
         """Return the context in which a part runs: a frozen one builds no backward graph."""
         return torch.no_grad() if part < self._shared.frozen else nullcontext()

@@ -130,6 +130,8 @@ class TrainingSettings:
     """Mixed precision; auto is bf16 where the hardware has it."""
     channels_last: bool = True
     """Keep tensors in channels-last order, which convolutions prefer."""
+    compile: bool = False
+    """Compile the network by torch.compile: pays in long runs on a GPU; needs a C++ compiler."""
     label_smoothing: float = 0.0
     """Label smoothing of the class targets."""
 

@@ -23,6 +23,7 @@ from effdense.tasks.detection.plots import plot_training
 from effdense.tasks.detection.predict import Detector
 from effdense.tasks.detection.setup import Data, build_detector, check_batch, open_data, training_loader
 from effdense.training.checkpoint import load_state, save_state, state_bytes
+from effdense.training.compilation import check_compiler, compile_parts
 from effdense.training.interrupt import InterruptWatch
 from effdense.training.learner import (
     Learner,
@@ -114,6 +115,8 @@ def train(config: DetectionConfig, folder: Path, *, resume: bool = False) -> Pat
 def start(config: DetectionConfig, folder: Path, *, resume: bool) -> Run:
     """Build everything a run needs, and put it back where it was when resuming."""
     state = load_state(folder / STATE) if resume else None
+    if config.compile:
+        check_compiler(config.device)
     seed_everything(config.seed)
     data = open_data(config)
     detector = build_detector(config, data, origin=state["origin"] if state else None)
@@ -121,6 +124,8 @@ def start(config: DetectionConfig, folder: Path, *, resume: bool) -> Run:
     model = detector.model
     loader = training_loader(config, data, detector)
     learner = build_learner(config, model, model.backbone, batches_per_epoch=len(loader), device=detector.device)
+    if config.compile:
+        compile_parts([*model.backbone.parts(), model.neck, model.head])
     if state is None:
         make_run_folder(folder, config, state_bytes(model))
     run = Run(

@@ -26,6 +26,7 @@ from effdense.tasks.multitask.plots import plot_training
 from effdense.tasks.multitask.predict import Multitask
 from effdense.tasks.multitask.setup import Data, build_loss, build_multitask, open_data, training_loader
 from effdense.training.checkpoint import load_state, save_state, state_bytes
+from effdense.training.compilation import check_compiler, compile_parts
 from effdense.training.interrupt import InterruptWatch
 from effdense.training.learner import (
     Learner,
@@ -127,6 +128,8 @@ def train(config: MultitaskConfig, folder: Path, *, resume: bool = False) -> Pat
 def start(config: MultitaskConfig, folder: Path, *, resume: bool) -> Run:
     """Build everything a run needs, and put it back where it was when resuming."""
     state = load_state(folder / STATE) if resume else None
+    if config.compile:
+        check_compiler(config.device)
     seed_everything(config.seed)
     data = open_data(config)
     multitask = build_multitask(config, data, state)
@@ -143,6 +146,9 @@ def start(config: MultitaskConfig, folder: Path, *, resume: bool) -> Run:
         device=multitask.device,
         more_parameters=balance.parameters(),
     )
+    if config.compile:
+        parts = [*model.backbone.parts(), *model.detection.values(), *model.segmentation.values()]
+        compile_parts(parts, measures_gradients=config.gradients_every > 0)
     if state is None:
         make_run_folder(folder, config, state_bytes(model))
     run = Run(

@@ -27,6 +27,7 @@ from effdense.tasks.segmentation.setup import (
     training_loader,
 )
 from effdense.training.checkpoint import load_state, save_state, state_bytes
+from effdense.training.compilation import check_compiler, compile_parts
 from effdense.training.interrupt import InterruptWatch
 from effdense.training.learner import (
     Learner,
@@ -118,12 +119,16 @@ def train(config: SegmentationConfig, folder: Path, *, resume: bool = False) -> 
 def start(config: SegmentationConfig, folder: Path, *, resume: bool) -> Run:
     """Build everything a run needs, and put it back where it was when resuming."""
     state = load_state(folder / STATE) if resume else None
+    if config.compile:
+        check_compiler(config.device)
     seed_everything(config.seed)
     data = open_data(config)
     segmenter = build_segmenter(config, data, origin=state["origin"] if state else None)
     model, loss = segmenter.model, build_loss(config, data)
     loader = training_loader(config, data, segmenter)
     learner = build_learner(config, model, model.backbone, batches_per_epoch=len(loader), device=segmenter.device)
+    if config.compile:
+        compile_parts([*model.backbone.parts(), model.decoder, model.head, model.auxiliary])
     if state is None:
         make_run_folder(folder, config, state_bytes(model))
     run = Run(
