@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from effdense.config import to_mapping
 from effdense.errors import UserError
-from effdense.model_parts import DETECTION, SEGMENTATION
+from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION
 from effdense.runtime.onnx_header import SUFFIX, is_exported
 
 _SELECTION = ("max_detections", "score_threshold", "nms", "nms_iou")
@@ -124,20 +124,35 @@ class ExportConfig:
             return {**same, "dataset": self.dataset, **given}
         if any(name in given for name in _SOURCES):
             return {**same, **given}
-        run = header.get("config")
-        if not isinstance(run, Mapping) or not run.get("dataset"):
+        data = _data_of_run(header.get("config"), header.get("task"))
+        if "dataset" not in data:
             raise UserError(
                 f"{self.model} does not say what it was trained on, and an exported file is compared with its "
                 "checkpoint on labelled images: name them by --dataset and --data-root"
             )
-        return {**same, **_data_of_run(run), **given}
+        return {**same, **data, **given}
 
 
-def _data_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an evaluation on the data that a training run was evaluated on."""
+def _data_of_run(run: Any, task: Any) -> dict[str, Any]:
+    """Return the settings of an evaluation of a task on the data that a training run was evaluated on, if it says so.
+
+    Args:
+        run: its settings.
+        task: of the model: either, of a run that trained both, has the data of its own labels.
+    """
+    if not isinstance(run, Mapping):
+        return {}
     theirs = {"split": "val_split", "annotations": "val_annotations", "images": "val_images"}
     names = {name: theirs.get(name, name) for name in ("dataset", *_DATA)}
-    return {name: run[of_run] for name, of_run in names.items() if run.get(of_run) is not None}
+    data = {name: run[of_run] for name, of_run in names.items() if run.get(of_run) is not None}
+    if task == MULTITASK:
+        return data
+    sources = {SEGMENTATION: data.pop("seg_data", None), DETECTION: data.pop("det_data", None)}
+    if any(sources.values()):
+        kind, _, folder = str(sources.get(task) or "").partition(":")
+        data = {name: value for name, value in data.items() if name in ("split", *_MASKS)}
+        data |= {"dataset": kind, "data_root": folder} if kind else {}
+    return {name: value for name, value in data.items() if task == SEGMENTATION or name not in _MASKS}
 
 
 def ignored_settings(config: ExportConfig, task: str) -> dict[str, str]:
