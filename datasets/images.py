@@ -12,10 +12,10 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import cv2
 import numpy as np
@@ -42,6 +42,14 @@ _EXIF_TURNS = {
 }
 _MAX_PIXELS = 2**30
 """OpenCV's own limit."""
+
+JPEG_MAGIC = b"\xff\xd8\xff"
+"""What every JPEG begins with."""
+_COLOR_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)
+"""OpenCV before 4.10 decodes into BGR only."""
+
+ReadImage: TypeAlias = Callable[[Path, "tuple[int, int] | None"], "tuple[UInt8, tuple[int, int]]"]
+"""Reads an image file of a stated size, if one is stated; returns its pixels, and the size of the whole image."""
 
 _pillow = threading.RLock()
 """Held while Pillow's settings, which all threads share, are other than the user's."""
@@ -111,6 +119,12 @@ def read_rgb(path: Path, size_hw: tuple[int, int] | None = None) -> UInt8:
         if header.fits(size_hw):
             return _decode_with_pillow(data, turn=True)
     raise UserError(size_mismatch(path, header, size_hw))
+
+
+def read_whole(path: Path, size_hw: tuple[int, int] | None) -> tuple[UInt8, tuple[int, int]]:
+    """Read an image as ``read_rgb`` does, and return its size, too: the usual `ReadImage`."""
+    image = read_rgb(path, size_hw)
+    return image, (image.shape[0], image.shape[1])
 
 
 def read_upright(path: Path) -> UInt8:
@@ -206,14 +220,22 @@ def _ends_properly(start: bytes, tail: bytes) -> bool:
 
 
 def _decode(data: bytes) -> UInt8:
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = opencv_rgb(data, cv2.IMREAD_COLOR)
+    return _decode_with_pillow(data) if image is None else image
+
+
+def opencv_rgb(data: bytes, flags: int) -> UInt8 | None:
+    """Return pixels as RGB, or None where OpenCV cannot decode them."""
+    # A JPEG comes as RGB at no cost; other formats, and OpenCV's reduced sizes, are BGR first.
+    direct = flags == cv2.IMREAD_COLOR and data.startswith(JPEG_MAGIC) and _COLOR_RGB is not None
+    mode = _COLOR_RGB if direct and _COLOR_RGB is not None else flags
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
     except cv2.error:
-        image = None
+        return None
     if image is None:
-        return _decode_with_pillow(data)
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        return None
+    return np.asarray(image if direct else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _decode_with_pillow(data: bytes, turn: bool = False) -> UInt8:

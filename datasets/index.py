@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from effdense.datasets.images import read_header, read_rgb
+from effdense.datasets.images import ReadImage, read_header, read_whole
 from effdense.errors import UserError
 from effdense.types import Bool, Float32, Int64, Sample
 
@@ -153,16 +153,19 @@ class DetectionIndex:
         """
         return stated_size(self.sizes_hw, position) or read_header(self.path(position)).size_hw
 
-    def sample(self, position: int) -> Sample:
+    def sample(self, position: int, read: ReadImage = read_whole) -> Sample:
         """Read an image and return it with what is known of it.
+
+        Args:
+            position: which image.
+            read: reads the file.
 
         Raises:
             IndexError: there is no such position.
             UserError: the image is missing or broken, or has another size than the annotation states.
         """
         position = range(len(self))[position]
-        image = read_rgb(self.path(position), stated_size(self.sizes_hw, position))
-        size_hw = (image.shape[0], image.shape[1])
+        image, size_hw = read(self.path(position), stated_size(self.sizes_hw, position))
         sample = Sample(
             image=image,
             image_id=int(self.image_ids[position]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
@@ -18,6 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from effdense.datasets.collate import collate
+from effdense.datasets.fast_decode import small_reader
+from effdense.datasets.images import ReadImage
 from effdense.datasets.sampling import BalancedSampler, Composition, EpochSampler, Key, Labels, checked_seed
 from effdense.errors import UserError
 from effdense.transforms import Transform
@@ -34,6 +36,14 @@ class SampleSource(Protocol):
 
     def sample(self, position: int, /) -> Sample:
         """Read the image at a position, with its labels."""
+        ...
+
+
+class ReadingSource(SampleSource, Protocol):
+    """An index that can be told how to read the image file, as all are that this package opens."""
+
+    def sample(self, position: int, /, read: ReadImage = ...) -> Sample:
+        """Read the image at a position by a function, with its labels."""
         ...
 
 
@@ -54,13 +64,21 @@ class LabelSource(SampleSource, Protocol):
 class SampleData(Dataset[Sample]):
     """Transformed samples of an index, addressed by (epoch, position) or (epoch, position, draw, labels)."""
 
-    def __init__(self, index: SampleSource, transform: Transform, seed: int = 0) -> None:
+    def __init__(self, index: SampleSource, transform: Transform, seed: int = 0, *, fast_decode: bool = False) -> None:
         """Hold index and transform.
+
+        Args:
+            index: a `ReadingSource` with ``fast_decode``.
+            transform: given each sample.
+            seed: decides what is drawn.
+            fast_decode: decode a JPEG at a half, a quarter or an eighth where the scale jitter that is drawn for it
+                resizes it to no more; has no effect on a transform that does not begin with `RandomScaleCrop`.
 
         Raises:
             UserError: a negative seed.
         """
         self.index = index
+        self.fast_decode = fast_decode
         self.transform = transform
         self.seed = checked_seed(seed)
 
@@ -74,13 +92,21 @@ class SampleData(Dataset[Sample]):
             UserError: the image cannot be read; the message names its file.
         """
         epoch, position = key[:2]
+        seeds = (self.seed, epoch, position, _IMAGE, *key[2:3])
         try:
-            sample = self.index.sample(position)
+            sample = self._read_small(position, seeds) if self.fast_decode else self.index.sample(position)
         except OSError as error:
             raise UserError(f"image {position} of the data set cannot be read: {error}") from error
         labels: Labels = "all" if len(key) == 2 else key[3]
-        rng = np.random.default_rng((self.seed, epoch, position, _IMAGE, *key[2:3]))
-        return self.transform(_with_labels(sample, labels), rng)
+        return self.transform(_with_labels(sample, labels), np.random.default_rng(seeds))
+
+    def _read_small(self, position: int, seeds: tuple[int, ...]) -> Sample:
+        """Read an image no larger than need be for the size that the transform is going to draw."""
+        source = cast(ReadingSource, self.index)
+        sample = source.sample(position, small_reader(self.transform, seeds))
+        if sample.image.shape[:2] == sample.original_size_hw:
+            return sample
+        return sample.replace(labels_size_hw=sample.original_size_hw)
 
 
 def _with_labels(sample: Sample, labels: Labels) -> Sample:
@@ -181,6 +207,7 @@ def train_loader(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
+    fast_decode: bool = False,
 ) -> BatchLoader:
     """Return shuffled batches of equal size.
 
@@ -196,12 +223,13 @@ def train_loader(
         device: where the batches will go; for a CUDA device they come in page-locked memory.
         rank: this process, 0..world_size - 1.
         world_size: processes of the run; each gets as many batches as the others.
+        fast_decode: as for `SampleData`.
 
     Raises:
         UserError: an empty index, or a value out of range.
     """
     sampler = EpochSampler(len(index), seed=seed, shuffle=True, rank=rank, world_size=world_size)
-    data = SampleData(index, transform, seed)
+    data = SampleData(index, transform, seed, fast_decode=fast_decode)
     drop_last = len(sampler) >= batch_size
     return BatchLoader(data, sampler, batch_size=batch_size, workers=workers, device=device, drop_last=drop_last)
 
@@ -215,6 +243,7 @@ def balanced_train_loader(
     workers: int = 0,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    fast_decode: bool = False,
 ) -> tuple[BatchLoader, Composition]:
     """Return shuffled batches that have images of both labels, as `BalancedSampler` draws them, and of how many.
 
@@ -230,20 +259,29 @@ def balanced_train_loader(
         workers: worker processes; 0 loads in this one, with the same result.
         seed: decides order and augmentation of every epoch.
         device: where the batches will go; for a CUDA device they come in page-locked memory.
+        fast_decode: as for `SampleData`.
 
     Raises:
         UserError: an empty index, a value out of range, or batches of one image where there is something to balance.
     """
     has_boxes, has_masks = index.has_boxes, index.has_masks
     if all(has.all() or not has.any() for has in (has_boxes, has_masks)):
-        loader = train_loader(index, transform, batch_size=batch_size, workers=workers, seed=seed, device=device)
+        loader = train_loader(
+            index,
+            transform,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            device=device,
+            fast_decode=fast_decode,
+        )
         size = min(batch_size, len(index))
         composition = Composition(
             batch_size=size, boxes=size * bool(has_boxes.any()), masks=size * bool(has_masks.any())
         )
         return loader, composition
     sampler = BalancedSampler(has_boxes, has_masks, batch_size=batch_size, mask_share=mask_share, seed=seed)
-    data = SampleData(index, transform, seed)
+    data = SampleData(index, transform, seed, fast_decode=fast_decode)
     loader = BatchLoader(data, sampler, batch_size=batch_size, workers=workers, device=device, drop_last=True)
     return loader, sampler.composition
 

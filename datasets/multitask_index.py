@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from effdense.datasets.images import ReadImage, read_whole
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.segmentation_index import LabelError, SegmentationIndex
 from effdense.errors import UserError
@@ -120,8 +121,12 @@ class MultitaskIndex:
         """Return the image file of one of ``image_ids``, which no data set need know."""
         return self.path(int(np.flatnonzero(self.image_ids == image_id)[0]))
 
-    def sample(self, position: int) -> Sample:
+    def sample(self, position: int, read: ReadImage = read_whole) -> Sample:
         """Read an image, once, with every label that it has.
+
+        Args:
+            position: which image.
+            read: reads its file.
 
         Raises:
             IndexError: there is no such position.
@@ -132,9 +137,9 @@ class MultitaskIndex:
         image_id = int(self.image_ids[position])
         if mask_row == NONE:
             assert self.detection is not None
-            return self.detection.sample(box_row).replace(image_id=image_id)
+            return self.detection.sample(box_row, read).replace(image_id=image_id)
         assert self.segmentation is not None
-        sample = self.segmentation.sample(mask_row).replace(image_id=image_id)
+        sample = self.segmentation.sample(mask_row, read).replace(image_id=image_id)
         if box_row == NONE:
             return sample
         assert self.detection is not None

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from effdense.datasets.images import read_header, read_rgb
+from effdense.datasets.images import ReadImage, read_header, read_whole
 from effdense.datasets.index import Names, file_at, names_without_suffix, stated_size
 from effdense.errors import UserError
 from effdense.types import IGNORE_INDEX, Int64, Sample, UInt8
@@ -118,11 +118,15 @@ class SegmentationIndex:
         """
         return self.masks.read(position, self.size_hw(position))
 
-    def sample(self, position: int) -> Sample:
+    def sample(self, position: int, read: ReadImage = read_whole) -> Sample:
         """Read an image and its mask.
 
         The mask's size decides on the image's EXIF orientation: the image is turned only where it does not match as
         stored and does match once turned.
+
+        Args:
+            position: which image.
+            read: reads its file.
 
         Raises:
             IndexError: there is no such position.
@@ -130,13 +134,11 @@ class SegmentationIndex:
         """
         position = range(len(self))[position]
         path = self.path(position)
-        image = read_rgb(path, stated_size(self.sizes_hw, position))
-        size_hw = (image.shape[0], image.shape[1])
+        image, size_hw = read(path, stated_size(self.sizes_hw, position))
         mask = self.masks.read(position, size_hw)
         if mask.shape != size_hw:
             self.check_size(position, (mask.shape[0], mask.shape[1]))
-            image = read_rgb(path, (mask.shape[0], mask.shape[1]))
-            size_hw = (image.shape[0], image.shape[1])
+            image, size_hw = read(path, (mask.shape[0], mask.shape[1]))
         return Sample(
             image=image,
             mask=mask,

@@ -56,6 +56,8 @@ class Sample:
         original_size_hw: size of the image on disk, in pixels, before any transform.
         resized_size_hw: size of the image content inside ``image`` after a resize and before padding to the bottom
             right; equals the size of ``image`` before any transform.
+        labels_size_hw: in whose pixels boxes and mask are where ``image`` was decoded at a smaller size; the first
+            resize brings them together. None everywhere else: they are in pixels of ``image``.
     """
 
     image: UInt8
@@ -68,6 +70,7 @@ class Sample:
     image_id: int = 0
     original_size_hw: tuple[int, int] = (0, 0)
     resized_size_hw: tuple[int, int] = (0, 0)
+    labels_size_hw: tuple[int, int] | None = None
 
     def replace(self, **changes: Any) -> Sample:
         """Return a copy with the given fields changed."""

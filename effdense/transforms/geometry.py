@@ -53,18 +53,20 @@ def resized_size(size_hw: Sequence[int], target_hw: Sequence[float]) -> tuple[in
 
 
 def _resize_to(sample: Sample, size_hw: tuple[int, int]) -> Sample:
-    height, width = sample.image.shape[:2]
+    pixels_hw: tuple[int, int] = (sample.image.shape[0], sample.image.shape[1])
+    height, width = sample.labels_size_hw or pixels_hw
     if size_hw == (height, width):
         return sample.replace(resized_size_hw=size_hw)
     new_height, new_width = size_hw
-    interpolation = image_interpolation((height, width), size_hw)
-    image = np.asarray(cv2.resize(sample.image, (new_width, new_height), interpolation=interpolation), np.uint8)
-    mask = sample.mask
+    image, mask = sample.image, sample.mask
+    if size_hw != pixels_hw:
+        interpolation = image_interpolation(pixels_hw, size_hw)
+        image = np.asarray(cv2.resize(image, (new_width, new_height), interpolation=interpolation), np.uint8)
     if mask is not None:
         mask = np.asarray(cv2.resize(mask, (new_width, new_height), interpolation=MASK_INTERPOLATION), np.uint8)
     factors = np.array([new_width / width, new_height / height] * 2, np.float64)
     boxes = (sample.boxes_xyxy * factors).astype(np.float32)
-    return sample.replace(image=image, boxes_xyxy=boxes, mask=mask, resized_size_hw=size_hw)
+    return sample.replace(image=image, boxes_xyxy=boxes, mask=mask, resized_size_hw=size_hw, labels_size_hw=None)
 
 
 class Resize:
@@ -137,9 +139,8 @@ class RandomScaleCrop:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the sample, no larger than the target in height and in width."""
-        factor = rng.uniform(*self.scale)
-        image_hw = sample.image.shape[:2]
-        sample = _resize_to(sample, resized_size(image_hw, [factor * side for side in self.scene_hw or image_hw]))
+        image_hw = sample.labels_size_hw or (sample.image.shape[0], sample.image.shape[1])
+        sample = _resize_to(sample, self.draw_size(image_hw, rng))
         top, left = self._window(sample, rng)
         if sample.image.shape[0] > self.size_hw[0] or sample.image.shape[1] > self.size_hw[1]:
             window = (slice(top, top + self.size_hw[0]), slice(left, left + self.size_hw[1]))
@@ -148,6 +149,11 @@ class RandomScaleCrop:
             sample = sample.replace(image=image, mask=mask, resized_size_hw=image.shape[:2])
         moved = sample.boxes_xyxy - np.array([left, top, left, top], np.float32)
         return keep_boxes(sample, moved, self.boxes)
+
+    def draw_size(self, image_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """Draw the size that an image is resized to; the first thing that a call draws from its generator."""
+        factor = rng.uniform(*self.scale)
+        return resized_size(image_hw, [factor * side for side in self.scene_hw or image_hw])
 
     def _window(self, sample: Sample, rng: np.random.Generator) -> tuple[int, int]:
         """Draw the window's top and left."""

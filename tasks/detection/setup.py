@@ -169,4 +169,5 @@ def training_loader(config: DetectionConfig, data: Data, detector: Detector) -> 
         workers=config.workers,
         device=detector.device,
         seed=config.seed,
+        fast_decode=config.fast_decode,
     )

@@ -265,6 +265,7 @@ def training_loader(config: MultitaskConfig, data: Data, multitask: Multitask) -
         workers=config.workers,
         device=multitask.device,
         seed=config.seed,
+        fast_decode=config.fast_decode,
     )
     log.info("%s", composition)
     if not composition.epoch and config.mask_share != MultitaskConfig.mask_share:

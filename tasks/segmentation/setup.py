@@ -192,4 +192,5 @@ def training_loader(config: SegmentationConfig, data: Data, segmenter: Segmenter
         workers=config.workers,
         device=segmenter.device,
         seed=config.seed,
+        fast_decode=config.fast_decode,
     )
