@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -102,3 +104,28 @@ def test_poly_falls_faster_at_first_and_ends_at_nothing() -> None:
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(UserError, match="expected cosine or poly"):
         schedule_factor("linear", 0, steps=1, warmup_steps=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_fused_step_is_the_plain_one_to_rounding_and_takes_over_its_state(name: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    fused = copy.deepcopy(plain)
+    optimizers = [build_optimizer(name, parameter_groups(model, weight_decay=0.1), lr=0.01) for model in (plain, fused)]
+    for group in optimizers[0].param_groups:
+        group["fused"] = False
+
+    def step() -> None:
+        gradients = [torch.randn_like(parameter) for parameter in plain.parameters()]
+        for model, optimizer in zip((plain, fused), optimizers, strict=True):
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+    step()
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for group in optimizers[1].param_groups:
+        group["fused"] = True
+    step()
