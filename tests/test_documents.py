@@ -36,6 +36,7 @@ _PLACES = {
     "eval_multi": ("model",),
     "predict": ("model", "images"),
     "join": ("detector", "segmenter"),
+    "export": ("model",),
 }
 """What tools take by place."""
 

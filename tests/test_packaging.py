@@ -65,7 +65,9 @@ def distribution(requirement: str) -> str:
 
 def test_everything_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {distribution(requirement) for requirement in project["dependencies"]}
+    extras = project["optional-dependencies"]
+    requirements = (*project["dependencies"], *extras["onnx"], *extras["openvino"])
+    declared = {distribution(requirement) for requirement in requirements}
     providers = importlib.metadata.packages_distributions()
     undeclared = {
         f"{path.relative_to(ROOT)}: {name}"
@@ -75,6 +77,14 @@ def test_everything_that_is_imported_is_declared() -> None:
         if not declared & {distribution(provider) for provider in providers.get(name, [name])}
     }
     assert not undeclared
+
+
+def test_everything_but_exported_files_works_without_the_extras() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxscript', 'onnxruntime', 'openvino')))\n"
+    opened = "".join(f"import effdense.tasks.{task}.opening\n" for task in ("detection", "segmentation", "multitask"))
+    code = f"{blocked}import effdense.loading, effdense.tools.export, effdense.tools.predict\n{opened}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_licence_is_the_apache_text() -> None:
