@@ -14,19 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from effdense.runtime.session import CONTENTS, IMAGES
 from effdense.transforms.geometry import AREA_BELOW
 
 OPSET = 18
 """Of the whole file: that of ``torch.onnx``'s own operators."""
 
 IR_VERSION = 10
-
-IMAGES = "images"
-"""The input: uint8 (batch, height, width, 3), RGB."""
-
-CONTENTS = "contents_hw"
-"""An optional input of files that detect: int64 (batch, 2), the height and width that images really have where they
-are padded at the bottom and the right to one size; 0, 0, which it is by default, stands for the whole image."""
 
 
 def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:

@@ -27,7 +27,9 @@ Precision: TypeAlias = Literal["float32", "bfloat16"]
 Array: TypeAlias = npt.NDArray[Any]
 
 IMAGES, CONTENTS = "images", "contents_hw"
-"""What an exported file calls its inputs: uint8 (B, H, W, 3), RGB; and int64 (B, 2), optional, of files that detect."""
+"""What an exported file calls its inputs: uint8 (B, H, W, 3), RGB; and, optional and of files that detect, int64 (B,
+2), the height and width that images really have where they are padded at the bottom and the right to one size. 0, 0,
+which it is by default, stands for the whole image."""
 
 _SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}

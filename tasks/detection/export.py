@@ -13,13 +13,10 @@ from effdense.ops.boxes import clip
 from effdense.runtime.export import export_header, joined, network_to_onnx, write_onnx
 from effdense.runtime.onnx_pieces import contents, fitting, suppression
 from effdense.tasks.detection.anchors import decode
+from effdense.tasks.detection.exported import OUTPUTS
 from effdense.tasks.detection.postprocess import PRE_NMS_TOP
 from effdense.tasks.detection.predict import Detector, Selection
 from effdense.transforms import mean_fill
-
-OUTPUTS = ("boxes", "scores", "labels", "counts")
-"""What comes out of the file: float32 (batch, D, 4), xyxy in pixels of the images that went in; float32 (batch, D);
-int64 (batch, D), 0-based, -1 past an image's count; int64 (batch,)."""
 
 
 class _Candidates(nn.Module):

@@ -24,7 +24,8 @@ from effdense.transforms import eval_transform, mean_fill
 from effdense.types import Batch, Detections, Sample
 
 OUTPUTS = ("boxes", "scores", "labels", "counts")
-"""What an exported file gives: (B, D, 4) in pixels of the images it was given, (B, D), (B, D) and (B,)."""
+"""What an exported file gives: float32 (B, D, 4), xyxy in pixels of the images it was given; float32 (B, D); int64
+(B, D), 0-based, -1 past an image's count; int64 (B,)."""
 
 
 class ExportedDetector:

@@ -8,14 +8,10 @@ import torch
 
 from effdense.runtime.export import export_header, joined, network_to_onnx, write_onnx
 from effdense.runtime.onnx_pieces import contents, fitting, labelling
-from effdense.tasks.detection.export import OUTPUTS as BOX_OUTPUTS
 from effdense.tasks.detection.export import check_selection, detecting
+from effdense.tasks.multitask.exported import OUTPUTS
 from effdense.tasks.multitask.predict import Multitask
-from effdense.tasks.segmentation.export import OUTPUTS as MASK_OUTPUTS
 from effdense.transforms import mean_fill
-
-OUTPUTS = (*BOX_OUTPUTS, *MASK_OUTPUTS)
-"""What comes out of the file: what a detector's and a segmenter's give."""
 
 
 def export_multitask(multitask: Multitask, path: str | Path, *, precision: str = "float32") -> None:

@@ -9,12 +9,10 @@ import torch
 from effdense.errors import UserError
 from effdense.runtime.export import export_header, joined, network_to_onnx, write_onnx
 from effdense.runtime.onnx_pieces import fitting, labelling
+from effdense.tasks.segmentation.exported import OUTPUTS
 from effdense.tasks.segmentation.inference import Inference
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.transforms import mean_fill
-
-OUTPUTS = ("label_map",)
-"""What comes out of the file: uint8 (batch, height, width), the size of the images that went in."""
 
 
 def export_segmenter(segmenter: Segmenter, path: str | Path, *, precision: str = "float32") -> None:

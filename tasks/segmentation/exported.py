@@ -21,7 +21,7 @@ from effdense.transforms import Compose, Transform
 from effdense.types import Batch, Sample, Segmentation
 
 OUTPUTS = ("label_map",)
-"""What an exported file gives: (B, H, W), in pixels of the images it was given."""
+"""What an exported file gives: uint8 (B, H, W), in pixels of the images it was given."""
 
 
 class ExportedSegmenter:
