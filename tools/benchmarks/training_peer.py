@@ -59,8 +59,8 @@ def build_peer(
     from effdet import DetBenchTrain
 
     bench = DetBenchTrain(network, create_labeler=True).to(device)
-    data: Any = [_Photo(root, name, names, size) for name in _split(root)]
-    loader = DataLoader(_Photos(data), batch_size, shuffle=True, collate_fn=_collate, drop_last=True)
+    photos: Any = _Photos([_Photo(root, name, names, size) for name in _split(root)])
+    loader: Any = DataLoader(photos, batch_size, shuffle=True, collate_fn=_collate, drop_last=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(step / 1e4)))
 
@@ -94,7 +94,9 @@ class _Photo:
         import cv2
         import torch
 
-        image = cv2.cvtColor(cv2.imread(str(self.root / "JPEGImages" / f"{self.name}.jpg")), cv2.COLOR_BGR2RGB)
+        stored = cv2.imread(str(self.root / "JPEGImages" / f"{self.name}.jpg"))
+        assert stored is not None
+        image: Any = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
         boxes, labels = self._objects()
         height, width = image.shape[:2]
         if random.random() < 0.5:
