@@ -91,6 +91,7 @@ def test_names_copies_and_the_average_know_nothing_of_it(monkeypatch: pytest.Mon
     assert model.head._compiled_call_impl is not None
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_plain_network_and_what_is_frozen_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     plain = small_model()
