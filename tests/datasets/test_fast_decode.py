@@ -139,7 +139,7 @@ def test_images_are_decoded_small_indeed(root: Path, monkeypatch: pytest.MonkeyP
         return read_reduced(path, size_hw, factor)
 
     monkeypatch.setattr(fast_decode, "read_reduced", read)
-    transform = train_transform(image_size_hw=(160, 160), fill=FILL, scale=(0.05, 1.0))
+    transform = train_transform(image_size_hw=(160, 160), fill=FILL, scale=(0.05, 1.3))
     data = SampleData(_open(root), transform, fast_decode=True)
     for epoch in range(60):
         data[epoch, 0]

@@ -15,10 +15,12 @@ PARTS: tuple[str, ...] = (
     "loss",
     "postprocessing",
     "evaluation",
+    "annotations",
+    "loading",
     "starting",
 )
 """Modules of this folder with a PART, which has the module's name."""
-CURVE_MODULES: tuple[str, ...] = ("curves", "labelling")
+CURVE_MODULES: tuple[str, ...] = ("curves", "labelling", "annotations", "loading")
 """Modules of this folder with CURVES, a tuple of Curve."""
 
 
