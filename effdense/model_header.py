@@ -17,6 +17,19 @@ HEADER_KEY = "effdense"
 """Under which safetensors keeps the header."""
 
 
+def refuse_exported(path: Path) -> None:
+    """Refuse an exported model where a checkpoint is wanted.
+
+    Raises:
+        UserError: the file's name is that of one.
+    """
+    if path.suffix.lower() == ".onnx":
+        raise UserError(
+            f"{path} is an exported model, which predicts and is scored but has no weights to go on from; give the "
+            ".safetensors file that it was made of"
+        )
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Read the JSON header of a model file without reading its weights.
 
@@ -25,11 +38,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"there is no model file {path}")
-    if path.suffix.lower() == ".onnx":
-        raise UserError(
-            f"{path} is an exported model, which predicts and is scored but has no weights to go on from; give the "
-            ".safetensors file that it was made of"
-        )
+    refuse_exported(path)
     try:
         with safe_open(path, framework="numpy") as handle:
             metadata = handle.metadata() or {}

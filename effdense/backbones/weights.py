@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from effdense.backbones.statistics import Triple, triple
 from effdense.errors import UserError, nearest
+from effdense.model_header import refuse_exported
 from effdense.model_parts import DETECTION, SEGMENTATION
 from effdense.training.checkpoint import save_model
 
@@ -56,6 +57,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _read_safetensors(path)
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return _read_torch(path)
+    refuse_exported(path)
     what = "is empty" if not start else "is neither a safetensors nor a torch file, or is damaged"
     raise UserError(f"{path} {what}; fetch or save it again")
 

@@ -40,6 +40,8 @@ class ExportConfig:
     """Non-maximum suppression; by default what the model was trained with. Soft has no counterpart in ONNX."""
     nms_iou: float | None = None
     """Overlap above which suppression drops a box; by default what the model was trained with."""
+    window: Literal[0] | None = None
+    """0: fit whole images into the square, though the model was trained with a window."""
 
     # --- the comparison
     dataset: Literal["auto", "demo", "coco", "voc", "folder"] = "auto"
@@ -163,7 +165,7 @@ def ignored_settings(config: ExportConfig, task: str) -> dict[str, str]:
         task: of the model.
     """
     if task == DETECTION:
-        return dict.fromkeys((*_MASKS, *_SOURCES), f"{config.model} is a detector")
+        return dict.fromkeys((*_MASKS, *_SOURCES, "window"), f"{config.model} is a detector")
     if task == SEGMENTATION:
         return dict.fromkeys((*_SELECTION, *_SOURCES), f"{config.model} is a segmentation model")
-    return {}
+    return {"window": f"{config.model} is a multitask model, which sees images whole"}

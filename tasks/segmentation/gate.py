@@ -30,7 +30,7 @@ def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
         UserError: anything about the model, the data or the disk that the user can mend; or a file that scores
             something else, which is deleted.
     """
-    segmenter = load_segmenter(config.model)
+    segmenter = load_segmenter(config.model).with_inference(window=config.window)
     if config.image_size is not None:
         segmenter = segmenter.with_image_size(config.image_size)
     scoring = from_mapping(ScoreConfig, config.score_settings(header), str(config.model))

@@ -237,6 +237,13 @@ def test_unusable_file_is_named_with_the_reason(kind, told, tmp_path, capsys, re
     assert [str(warning.message) for warning in recwarn] == []
 
 
+def test_an_exported_model_is_no_file_of_weights(tmp_path):
+    path = tmp_path / "best.onnx"
+    path.write_bytes(b"\x08\x0a\x12\x07effdense")
+    with pytest.raises(UserError, match=r"no weights to go on from; give the \.safetensors file"):
+        read_state(path)
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model", "state_dict_ema", "model_ema", None])
 @pytest.mark.parametrize("old", [True, False], ids=["old format", "zip"])
 def test_torch_file_is_read_wherever_it_keeps_the_weights(key, old, tmp_path):

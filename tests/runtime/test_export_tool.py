@@ -131,6 +131,17 @@ def test_selection_and_image_size_reach_the_file_and_its_checkpoint(exported: Ex
     assert header["selection"] == {"score_threshold": 0.001, "nms": "hard", "nms_iou": 0.6, "max_detections": 50}
 
 
+@pytest.mark.slow
+def test_a_model_with_a_window_is_exported_to_see_images_whole(exported: Exported, tmp_path: Path) -> None:
+    model, out = tmp_path / "windowed.safetensors", tmp_path / "x.onnx"
+    exported.model.segmenter.with_inference(window=48, scene_size=0).save(model)
+    flags = f"--out {out} --dataset folder --data-root {exported.data / 'pixels'}".split()
+    assert export.main([str(model), *flags]) == 2
+    assert not out.exists()
+    assert export.main([str(model), *flags, "--window", "0"]) == 0
+    assert not read_onnx_header(out)["inference"]["window"]
+
+
 REFUSED = [
     pytest.param("", "MODEL must be given", id="no-model"),
     pytest.param("no.safetensors", "there is no model file no.safetensors", id="missing"),
@@ -148,6 +159,8 @@ REFUSED = [
     pytest.param(
         "{det} --labels masks", "--labels has no effect because {det} is a detector", id="masks-of-a-detector"
     ),
+    pytest.param("{det} --window 0", "--window has no effect because {det} is a detector", id="window-of-a-detector"),
+    pytest.param("{seg} --window 64", "'64' is none of 0", id="window"),
     pytest.param("{seg} --max-detections 9", "because {seg} is a segmentation model", id="boxes-of-a-segmenter"),
     pytest.param("{det} --dataset folder --data-root x", "'folder' is none of demo, coco, voc", id="no-boxes"),
     pytest.param("{det} --dataset voc --data-root nowhere", "no data for --dataset voc: looked", id="no-data"),
