@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from effdense.datasets import images
 from effdense.datasets.images import read_header, read_rgb, read_upright
 from effdense.errors import UserError
 
@@ -233,3 +234,37 @@ def test_pillow_keeps_the_limit_that_its_user_set(tmp_path: Path, monkeypatch: p
         with pytest.raises(UserError, match=r"no\.gif cannot be read"):
             read_header(tmp_path / "no.gif")
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+JPEGS = {
+    "plain": {},
+    "fine-chroma": {"subsampling": 0, "quality": 97},
+    "half-chroma": {"subsampling": 1},
+    "progressive": {"progressive": True},
+    "coarse": {"quality": 20, "optimize": True},
+    "restarts": {"restart_marker_blocks": 4},
+    "rgb-inside": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (3, 8), (97, 133), (64, 48)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("case", JPEGS)
+def test_a_jpeg_has_the_pixels_that_opencv_makes_of_it(case: str, mode: str, size_hw, tmp_path: Path) -> None:
+    if mode != "RGB" and {"subsampling", "keep_rgb"} & set(JPEGS[case]):
+        pytest.skip("of colour alone")
+    pixels = np.random.default_rng(1).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.jpg", **JPEGS[case])
+    image = read_rgb(tmp_path / "a.jpg")
+    expected = cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[:, :, ::-1]
+    assert np.array_equal(image, expected)
+    assert image.flags.c_contiguous
+    assert image.flags.writeable
+
+
+def test_a_jpeg_is_read_alike_by_an_opencv_that_knows_bgr_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    before = read_rgb(tmp_path / "a.jpg")
+    monkeypatch.setattr(images, "_COLOR_RGB", None)
+    assert np.array_equal(read_rgb(tmp_path / "a.jpg"), before)
