@@ -1,8 +1,8 @@
 """Training images decoded no larger than the scale jitter is going to leave them.
 
 A JPEG can be decoded at a half, a quarter or an eighth of its size by leaving out the finer frequencies of its blocks,
-in 0.6 to 0.8 of the time, and what follows is cheaper, too. The pixels are not those of the whole image averaged, so this
-is for training alone, and for those who ask for it (``fast_decode``). What is drawn for an image stays the same.
+in 0.6 to 0.8 of the time, and what follows is cheaper, too. The pixels are not those of the whole image averaged, so
+this is for training alone, and for those who ask for it (``fast_decode``). What is drawn for an image stays the same.
 
 Measured on photos of 640 x 480 and below, beside the whole image and INTER_AREA: 0.3 to 4 grey levels apart on
 average, a half to twice of what lies between INTER_AREA and Pillow's bilinear filter.
