@@ -11,16 +11,12 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effdense.tools.benchmarks.exports import REST, open_exported
+from effdense.tools.benchmarks.exports import REST, every_digit, forms_of
 from effdense.tools.benchmarks.rows import BenchSettings, Curve, Line
 from effdense.tools.benchmarks.timing import alternate, synchroniser
-
-if TYPE_CHECKING:
-    from effdense.types import UInt8
 
 CLASSES = 90
 CANDIDATES = 500
@@ -53,18 +49,13 @@ def _rates(settings: BenchSettings, size: int, batches: tuple[int, ...]) -> list
         images = np.stack([scene(size, size, seed) for seed in range(max(batches))])
         # the spread is set on the first image alone: a forward pass of all of them in float32 may be large
         ours, peer = detector_pair("d0", size, CLASSES, images[:1], candidates=CANDIDATES, device=settings.device)
-        least = 0.97 if settings.device == "cpu" else 0.9
-        check_detections(f"D0, {size} px", ours.predict(images[0]), peer.boxes_of_array(images[:1])[0], least=least)
-        models = {"effdense, PyTorch": ours} | {
-            f"effdense, {way.label}": model
-            for way, model in open_exported(
-                export_detector, ours, Path(folder), device=settings.device, threads=settings.threads
-            ).items()
-        }
+        with every_digit():
+            check_detections(f"D0, {size} px", ours.predict(images[0]), peer.boxes_of_array(images[:1])[0], least=0.97)
+        forms = forms_of(ours, export_detector, Path(folder), device=settings.device, threads=settings.threads)
         for batch in batches:
             calls: dict[str, Callable[[], object]] = {"effdet": partial(peer.boxes_of_array, images[:batch])}
-            for name, model in models.items():
-                calls[name] = partial(_predict, model, images[:batch])
+            for label, form in forms.items():
+                calls[f"effdense, {label}"] = partial(form.timed.predict, list(images[:batch]), batch_size=batch)
             samples = alternate(
                 calls,
                 repeats=settings.rounds(ROUNDS),
@@ -74,10 +65,6 @@ def _rates(settings: BenchSettings, size: int, batches: tuple[int, ...]) -> list
             )
             found.append({name: batch / statistics.median(seconds) for name, seconds in samples.items()})
     return found
-
-
-def _predict(model: object, images: UInt8) -> object:
-    return model.predict(list(images), batch_size=len(images))  # type: ignore[attr-defined]
 
 
 def _lines(xs: list[float], rates: list[dict[str, float]]) -> list[Line]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from effdense.tools.benchmarks.batchnorm import settle_batchnorm
 from effdense.tools.benchmarks.rows import Unequal
 from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
 from effdense.tools.parity_det import random_effdet
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.001
 """What scores no more than this is no detection; effdet hands it out, ours does not."""
+
+
+ACTIVE_CLASSES = 5
+"""Of how many classes an image has candidates."""
+INACTIVE = 20.0
+"""By how much the logits of the others are lower."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ def detector_pair(
     peer = _peer(theirs, size, mean, std)
     with torch.inference_mode():
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float().sub_(peer.mean).div_(peer.std)
+        settle_batchnorm(theirs, theirs, x)
         logits, codes = theirs(x)
     _spread(theirs, logits, codes, None if candidates is None else candidates * len(images))
     load_complete(ours, from_effdet(theirs.state_dict()), source="effdet")
@@ -150,21 +158,28 @@ def _faster(
 def _spread(network: Any, logits: list[Tensor], codes: list[Tensor], candidates: int | None) -> None:
     """Change the last layers of effdet's heads so that scores and boxes spread as a trained network's do.
 
-    Class logits are stretched and moved, all alike, so that the best is at 0.9 and as many as asked for are above
-    0.001; without a number they are spread around 0.01 with a deviation of 0.3. Box codes get a deviation of 0.2.
+    Class logits are stretched and moved so that the best is at 0.9 and as many as asked for are above 0.001, all in a
+    few classes: an image shows few. Of more classes the stretch would have to be larger, and with it the noise of
+    bfloat16. Without a number, all are spread around 0.01 with a deviation of 0.3. Box codes get a deviation of 0.2.
     """
     import torch
 
-    scores = torch.cat([one.flatten() for one in logits])
     offsets = torch.cat([one.flatten() for one in codes])
     _rescale(network.box_net.predict.conv_pw, 0.2 / float(offsets.std()), 0.0)
+    layer, classes = network.class_net.predict.conv_pw, network.config.num_classes
+    active = torch.arange(classes) % max(1, classes // ACTIVE_CLASSES) == 0
+    maps = [one.view(len(one), -1, classes, *one.shape[2:]) for one in logits]  # (B, anchors, K, h, w)
+    by_class = torch.cat([one.movedim(2, 0).flatten(1) for one in maps], 1)  # (K, B * A)
     if candidates is None:
-        factor = 0.3 / float(scores.std())
-        _rescale(network.class_net.predict.conv_pw, factor, _logit(0.01) - factor * float(scores.mean()))
+        factor = 0.3 / float(by_class.std())
+        _rescale(layer, factor, _logit(0.01) - factor * float(by_class.mean()))
         return
+    scores = by_class[active].flatten()
     best = scores.topk(min(candidates, len(scores))).values
     factor = (_logit(0.9) - _logit(THRESHOLD)) / max(float(best[0] - best[-1]), 1e-6)
-    _rescale(network.class_net.predict.conv_pw, factor, _logit(THRESHOLD) - factor * float(best[-1]))
+    _rescale(layer, factor, _logit(THRESHOLD) - factor * float(best[-1]))
+    with torch.no_grad():
+        layer.bias.view(-1, classes)[:, ~active] -= INACTIVE
 
 
 def _rescale(layer: nn.Conv2d, factor: float, offset: float) -> None:
@@ -186,8 +201,8 @@ def check_detections(
     peer: Float32,
     *,
     least: float = 1.0,
-    pixels: float = 0.05,
-    score: float = 1e-3,
+    pixels: float = 0.25,
+    score: float = 5e-3,
     above: float = THRESHOLD,
 ) -> float:
     """Return the share of detections that both found.
@@ -220,7 +235,10 @@ def check_detections(
         & (np.abs(scores[:, None] - theirs[None, :, 4]) <= score)
         & (labels[:, None] == theirs[None, :, 5].astype(np.int64) - 1)
     )
-    share = float(min(same.any(0).sum(), same.any(1).sum())) / max(len(theirs), len(boxes))
+    # what scores the threshold itself may be above it on one side alone, and cost nothing
+    missing = int((~same.any(0) & (theirs[:, 4] > 1.01 * above)).sum())
+    extra = int((~same.any(1) & (scores > 1.01 * above)).sum())
+    share = 1 - max(missing, extra) / max(len(theirs), len(boxes))
     if share < least:
         raise Unequal(f"{what}: {share:.1%} of the detections are the peer's, expected {least:.1%} or more")
     return share

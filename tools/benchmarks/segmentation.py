@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from effdense.tools.benchmarks.batchnorm import settle_batchnorm
 from effdense.tools.benchmarks.checks import check_same_labels
-from effdense.tools.benchmarks.exports import REST, open_exported
+from effdense.tools.benchmarks.exports import PYTORCH, REST, every_digit, forms_of
 from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, row
 from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
 from effdense.types import UInt8
@@ -100,19 +101,16 @@ def case_rows(case: Case, settings: BenchSettings, folder: Path) -> list[Row]:
     size = 64 if settings.quick else case.size
     image = scene(SIDE, SIDE) if not settings.quick else scene(128, 128)
     ours, peer = segmenter_pair(case, size, image, settings.device)
-    expected = peer.label_map(image)
     title = f"{case.arch}, {case.backbone}, {size} px"
-    ways: dict[str, Any] = {"PyTorch": ours}
-    exported = open_exported(export_segmenter, ours, folder, device=settings.device, threads=settings.threads)
-    ways |= {way.label: model for way, model in exported.items()}
-    rough = {way.label for way in exported if way.precision != "float32"}
+    forms = forms_of(ours, export_segmenter, folder, device=settings.device, threads=settings.threads)
     calls: dict[str, Callable[[], object]] = {"peer": lambda: peer.label_map(image)}
     notes = {}
-    for label, model in ways.items():
-        found = model.predict(image).mask
-        share = check_same_labels(f"{title}, {label}", found, expected, 0.8 if label in rough else 0.99)
-        notes[label] = f"{share:.2%} of the labels the same"
-        calls[label] = partial(model.predict, image)
+    with every_digit():
+        expected = peer.label_map(image)
+        for label, form in forms.items():
+            share = check_same_labels(f"{title}, {label}", form.checked.predict(image).mask, expected, 0.99)
+            notes[label] = "; ".join(filter(None, (f"{share:.2%} of the labels the same", form.note)))
+            calls[label] = partial(form.timed.predict, image)
     samples = alternate(
         calls,
         repeats=settings.rounds(20),
@@ -124,17 +122,18 @@ def case_rows(case: Case, settings: BenchSettings, folder: Path) -> list[Row]:
         row(
             f"{title}, {label}",
             Ratio.of(samples[label], samples["peer"]),
-            target=None if label == "PyTorch" else 4.0,
+            target=None if label == PYTORCH else 4.0,
             note=notes[label],
         )
-        for label in ways
+        for label in forms
     ]
 
 
 def segmenter_pair(case: Case, size: int, image: UInt8, device: str) -> tuple[Segmenter, SmpPeer]:
-    """Return our segmenter and smp's with the same random weights, statistics of BatchNorm included."""
+    """Return our segmenter and smp's with the same random weights, BatchNorm's statistics being those of the image."""
     import copy
 
+    import cv2
     import segmentation_models_pytorch as smp
     import torch
 
@@ -145,7 +144,7 @@ def segmenter_pair(case: Case, size: int, image: UInt8, device: str) -> tuple[Se
 
     torch.manual_seed(0)
     theirs = smp.create_model(case.arch, case.encoder, encoder_weights=None, classes=CLASSES).eval()
-    _randomise(theirs)
+    settle_batchnorm(theirs, theirs, torch.from_numpy(cv2.resize(image, (size, size))).permute(2, 0, 1)[None] / 255)
     ours = create_segmentation_model(case.arch, CLASSES, backbone=case.backbone).eval()
     load_complete(ours, from_smp(theirs.state_dict(), ours.state_dict()), source="smp")
     statistics = (ours.backbone.mean, ours.backbone.std)
@@ -158,24 +157,6 @@ def segmenter_pair(case: Case, size: int, image: UInt8, device: str) -> tuple[Se
     peer = last if Ratio.of(samples["last"], samples["plain"]).median > 1 else plain
     ours.to(memory_format=torch.channels_last)
     return Segmenter(ours, [f"class {n}" for n in range(CLASSES)], image_size=size).to(device), peer
-
-
-def _randomise(model: nn.Module) -> None:
-    """Give BatchNorm what a training would: statistics and factors that differ by channel."""
-    import torch
-    from torch import nn
-
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
-                module.weight.uniform_(0.8, 1.2, generator=generator)
-                module.bias.normal_(0, 0.1, generator=generator)
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(0, 0.1, generator=generator)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
 
 
 PART = Part("segmentation", "image to label map, batch 1", "smp 0.6 in PyTorch", run, ("cpu", "cuda"))
