@@ -38,7 +38,8 @@ class SameConv2d(nn.Conv2d):
         """Return the rows or columns to add to ``size`` of them."""
         stride = self.stride[axis]
         span = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
-        surplus = span - stride + -size % stride
+        missing = stride - 1 - (size - 1) % stride  # to whole strides; compilers know no remainder of a negative number
+        surplus = span - stride + missing
         return surplus if span >= stride else max(surplus, 0)
 
 

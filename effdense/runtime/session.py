@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -221,10 +222,31 @@ class _OpenVino:
         return {name: known[name] for name in self.outputs}
 
 
+_opening_core = threading.Lock()
+
+
+@functools.cache
+def _only_core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+def _openvino_core() -> Any:
+    """Return the process's one Core, which is never given up.
+
+    Each Core gives the thread a stack for signals, and takes it away again when it goes. Where two overlap, the one
+    that goes last brings back the stack of the one that went first: the next signal that Python handles, a child that
+    ends or Ctrl-C, would kill the process.
+    """
+    with _opening_core:
+        return _only_core()
+
+
 def _open_openvino(path: Path, precision: str, threads: int) -> Session:
     import openvino
 
-    core = openvino.Core()
+    core = _openvino_core()
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         log.info("%s was exported in bfloat16; this CPU has none and computes it in float32", path)
         precision = "float32"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,24 @@ def test_the_network_alone_computes_in_bfloat16(exported: Exported, tmp_path: Pa
     assert on_onnx_runtime.precision == "float32"
     with pytest.raises(UserError, match="a file in bfloat16 cannot be compared with its checkpoint here"):
         require_precision(on_onnx_runtime, "bfloat16")
+
+
+def test_signals_are_handled_when_overlapping_sessions_are_closed(tmp_path: Path) -> None:
+    """OpenVINO gives a thread a stack for its signals, and may take it away while it is in use."""
+    code = (
+        "import faulthandler, gc, os, signal, sys\n"
+        "from effdense.runtime.session import open_session\n"
+        "faulthandler.enable()\n"
+        "sessions = [open_session(sys.argv[1], runtime='openvino', threads=1) for _ in range(3)]\n"
+        "while sessions:\n"
+        "    del sessions[0]\n"
+        "    gc.collect()\n"
+        "signal.signal(signal.SIGCHLD, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGCHLD)\n"
+    )
+    command = [sys.executable, "-c", code, str(written(tmp_path / "x.onnx"))]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
 def test_openvino_is_always_told_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

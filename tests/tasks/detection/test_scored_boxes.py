@@ -82,7 +82,7 @@ def test_scoring_data_with_boxes_without_width_gives_the_numbers_of_pycocotools_
 ) -> None:
     model = create_efficientdet("lite0", 2, channels=16, bifpn_repeats=1, head_repeats=1)
     detector = Detector(model, CLASSES, image_size=64, category_ids=[1, 2])
-    monkeypatch.setattr("effdense.tasks.detection.score.load_detector", lambda _: detector)
+    monkeypatch.setattr("effdense.tasks.detection.score.open_detector", lambda *_, **__: detector)
     monkeypatch.setattr(Detector, "detect", _detect)
     settings: dict[str, Any] = {"dataset": "coco", "data_root": odd_coco, "device": "cpu"}
     scores = score_model(ScoreConfig(model=tmp_path / "m.safetensors", out=tmp_path / "out", **settings))
