@@ -226,9 +226,9 @@ def _decode(data: bytes) -> UInt8:
 
 def opencv_rgb(data: bytes, flags: int) -> UInt8 | None:
     """Return pixels as RGB, or None where OpenCV cannot decode them."""
-    # A JPEG comes as RGB at no cost; other formats, and OpenCV's reduced sizes, are BGR first.
-    direct = flags == cv2.IMREAD_COLOR and data.startswith(JPEG_MAGIC) and _COLOR_RGB is not None
-    mode = _COLOR_RGB if direct and _COLOR_RGB is not None else flags
+    # A JPEG comes as RGB at no cost, at its own size and at the reduced ones; other formats are BGR first.
+    direct = data.startswith(JPEG_MAGIC) and _COLOR_RGB is not None
+    mode = flags & ~cv2.IMREAD_COLOR | _COLOR_RGB if direct and _COLOR_RGB is not None else flags
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
     except cv2.error:

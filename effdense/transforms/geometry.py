@@ -52,21 +52,51 @@ def resized_size(size_hw: Sequence[int], target_hw: Sequence[float]) -> tuple[in
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
-def _resize_to(sample: Sample, size_hw: tuple[int, int]) -> Sample:
-    pixels_hw: tuple[int, int] = (sample.image.shape[0], sample.image.shape[1])
-    height, width = sample.labels_size_hw or pixels_hw
-    if size_hw == (height, width):
-        return sample.replace(resized_size_hw=size_hw)
-    new_height, new_width = size_hw
-    image, mask = sample.image, sample.mask
-    if size_hw != pixels_hw:
-        interpolation = image_interpolation(pixels_hw, size_hw)
-        image = np.asarray(cv2.resize(image, (new_width, new_height), interpolation=interpolation), np.uint8)
-    if mask is not None:
-        mask = np.asarray(cv2.resize(mask, (new_width, new_height), interpolation=MASK_INTERPOLATION), np.uint8)
-    factors = np.array([new_width / width, new_height / height] * 2, np.float64)
-    boxes = (sample.boxes_xyxy * factors).astype(np.float32)
-    return sample.replace(image=image, boxes_xyxy=boxes, mask=mask, resized_size_hw=size_hw, labels_size_hw=None)
+def resized(image: UInt8, size_hw: tuple[int, int]) -> UInt8:
+    """Return an image, (H, W, 3), at another size; the same object where it has that size.
+
+    Args:
+        image: RGB.
+        size_hw: wanted, in pixels.
+    """
+    pixels_hw: tuple[int, int] = (image.shape[0], image.shape[1])
+    if size_hw == pixels_hw:
+        return image
+    return np.asarray(cv2.resize(image, size_hw[::-1], interpolation=image_interpolation(pixels_hw, size_hw)), np.uint8)
+
+
+def resized_corner(image: UInt8, size_hw: tuple[int, int], shown_hw: tuple[int, int]) -> UInt8:
+    """Return the top left part of ``resized``, bit for bit, and compute little beyond it.
+
+    What OpenCV makes of a pixel depends on the factor, its place and what lies beneath it, and not on what follows.
+
+    Args:
+        image: RGB, (H, W, 3).
+        size_hw: of the whole image when resized, in pixels.
+        shown_hw: the part of that, in pixels.
+    """
+    pixels_hw: tuple[int, int] = (image.shape[0], image.shape[1])
+    sides = [*zip(pixels_hw, size_hw, shown_hw, strict=True)]
+    needed_hw = tuple(min(side, (shown + 1) * side // new + 3) for side, new, shown in sides)
+    fy, fx = (new / side for side, new, _ in sides)
+    # Where a part keeps its size in whole pixels, OpenCV would copy it.
+    if needed_hw in (pixels_hw, (round(needed_hw[0] * fy), round(needed_hw[1] * fx))):
+        return resized(image, size_hw)[: shown_hw[0], : shown_hw[1]]
+    part = image[: needed_hw[0], : needed_hw[1]]
+    found = cv2.resize(part, None, fx=fx, fy=fy, interpolation=image_interpolation(pixels_hw, size_hw))
+    return np.asarray(found[: shown_hw[0], : shown_hw[1]], np.uint8)
+
+
+def _resized_mask(mask: UInt8 | None, size_hw: tuple[int, int]) -> UInt8 | None:
+    if mask is None or mask.shape == size_hw:
+        return mask
+    return np.asarray(cv2.resize(mask, size_hw[::-1], interpolation=MASK_INTERPOLATION), np.uint8)
+
+
+def _scaled_boxes(sample: Sample, size_hw: tuple[int, int]) -> Float32:
+    height, width = sample.labels_size_hw or sample.image.shape[:2]
+    factors = np.array([size_hw[1] / width, size_hw[0] / height] * 2, np.float64)
+    return (sample.boxes_xyxy * factors).astype(np.float32)
 
 
 class Resize:
@@ -85,7 +115,13 @@ class Resize:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the resized sample; nothing is drawn from ``rng``."""
-        return _resize_to(sample, resized_size(sample.image.shape[:2], self.size_hw))
+        size_hw = resized_size(sample.image.shape[:2], self.size_hw)
+        return sample.replace(
+            image=resized(sample.image, size_hw),
+            boxes_xyxy=_scaled_boxes(sample, size_hw),
+            mask=_resized_mask(sample.mask, size_hw),
+            resized_size_hw=size_hw,
+        )
 
 
 class RandomScaleCrop:
@@ -139,30 +175,34 @@ class RandomScaleCrop:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the sample, no larger than the target in height and in width."""
-        image_hw = sample.labels_size_hw or (sample.image.shape[0], sample.image.shape[1])
-        sample = _resize_to(sample, self.draw_size(image_hw, rng))
-        top, left = self._window(sample, rng)
-        if sample.image.shape[0] > self.size_hw[0] or sample.image.shape[1] > self.size_hw[1]:
-            window = (slice(top, top + self.size_hw[0]), slice(left, left + self.size_hw[1]))
-            image = np.ascontiguousarray(sample.image[window])
-            mask = None if sample.mask is None else np.ascontiguousarray(sample.mask[window])
-            sample = sample.replace(image=image, mask=mask, resized_size_hw=image.shape[:2])
-        moved = sample.boxes_xyxy - np.array([left, top, left, top], np.float32)
-        return keep_boxes(sample, moved, self.boxes)
+        size_hw = self.draw_size(sample.labels_size_hw or (sample.image.shape[0], sample.image.shape[1]), rng)
+        mask = _resized_mask(sample.mask, size_hw)
+        top, left = self._window(mask, size_hw, rng)
+        bottom, right = min(size_hw[0], top + self.size_hw[0]), min(size_hw[1], left + self.size_hw[1])
+        image = resized_corner(sample.image, size_hw, (bottom, right))[top:, left:]
+        boxes = _scaled_boxes(sample, size_hw)
+        sample = sample.replace(
+            image=np.ascontiguousarray(image),
+            boxes_xyxy=boxes,
+            mask=None if mask is None else np.ascontiguousarray(mask[top:bottom, left:right]),
+            resized_size_hw=(bottom - top, right - left),
+            labels_size_hw=None,
+        )
+        return keep_boxes(sample, boxes - np.array([left, top, left, top], np.float32), self.boxes)
 
     def draw_size(self, image_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Draw the size that an image is resized to; the first thing that a call draws from its generator."""
         factor = rng.uniform(*self.scale)
         return resized_size(image_hw, [factor * side for side in self.scene_hw or image_hw])
 
-    def _window(self, sample: Sample, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw the window's top and left."""
-        room = [max(0, side - most) for side, most in zip(sample.image.shape[:2], self.size_hw, strict=True)]
+    def _window(self, mask: UInt8 | None, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """Draw the window's top and left in an image that was resized to ``size_hw``, and its mask."""
+        room = [max(0, side - most) for side, most in zip(size_hw, self.size_hw, strict=True)]
         for _ in range(_MOST_WINDOWS):
             top, left = (int(pixels * rng.random()) for pixels in room)
-            if sample.mask is None or self.max_class_share == 1 or not any(room):
+            if mask is None or self.max_class_share == 1 or not any(room):
                 break
-            shown = sample.mask[top : top + self.size_hw[0], left : left + self.size_hw[1]]
+            shown = mask[top : top + self.size_hw[0], left : left + self.size_hw[1]]
             if largest_class_share(shown) <= self.max_class_share:
                 break
         return top, left

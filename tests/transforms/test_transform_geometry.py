@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -22,6 +23,7 @@ from effdense.transforms import (
     mean_fill,
     resized_size,
 )
+from effdense.transforms.geometry import resized, resized_corner
 from effdense.types import Sample
 
 FILL = (124, 116, 104)
@@ -234,6 +236,34 @@ def test_scale_jitter_covers_its_range_and_never_exceeds_the_target(sample_of: A
     assert sizes[:, 1].min() < 12
     assert (sizes >= 1).all()
     assert (sizes[:, 1] == 64).mean() == pytest.approx(1 / 1.9, abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_only_what_is_shown_is_resized_and_every_pixel_is_that_of_the_whole(sample_of: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    old_hw, factor = rng.integers(1, 200, 2), rng.choice([rng.uniform(0.05, 3), rng.uniform(0.97, 1.03)])
+    size_hw = (max(1, int(old_hw[0] * factor)), max(1, int(old_hw[1] * factor)))
+    shown_hw = (int(rng.integers(1, size_hw[0] + 1)), int(rng.integers(1, size_hw[1] + 1)))
+    image = sample_of(tuple(old_hw), seed=seed).image
+    whole = resized(image, size_hw)
+    assert whole.shape[:2] == size_hw
+    assert np.array_equal(resized_corner(image, size_hw, shown_hw), whole[: shown_hw[0], : shown_hw[1]])
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 1.01, 1.7, 2.9])
+def test_a_crop_is_a_window_on_the_resized_image(sample_of: Any, scale: float) -> None:
+    sample = sample_of((90, 121), [[10, 20, 60, 80]], drawn=True)
+    sample = sample.replace(image=sample_of((90, 121)).image)
+    for seed in range(20):
+        found = RandomScaleCrop((64, 64), (scale, scale))(sample, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        rng.uniform()
+        size_hw = resized_size((90, 121), (64 * scale, 64 * scale))
+        top, left = (int(max(0, side - 64) * rng.random()) for side in size_hw)
+        window = (slice(top, top + 64), slice(left, left + 64))
+        assert np.array_equal(found.image, resized(sample.image, size_hw)[window])
+        mask = cv2.resize(sample.mask, size_hw[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        assert np.array_equal(found.mask, mask[window])
 
 
 def test_a_crop_offset_reaches_every_edge(sample_of: Any) -> None:
