@@ -8,6 +8,7 @@ unusual it leaves to the plain way in ``coco_columns``, which knows what to let 
 
 from __future__ import annotations
 
+import codecs
 import gc
 import json
 import math
@@ -76,7 +77,8 @@ class _File(msgspec.Struct):
 _FILE = msgspec.json.Decoder(_File)
 _OUTLINES = msgspec.json.Decoder(list[_Outline])
 _PIECE_BYTES = 1 << 17
-"""So much text at a time becomes objects: few enough to stay in a core's cache until they are columns and gone."""
+"""So much text at a time is decoded: its objects are few enough to stay in a core's cache until they are columns and
+gone."""
 _TAIL_BYTES = 1 << 22
 """Where the categories are looked for behind the annotations; a longer list of them is read the plain way."""
 _BETWEEN_OBJECTS = re.compile(rb"\}\s*(,)\s*\{")
@@ -148,7 +150,10 @@ def _check_utf8(data: mmap.mmap) -> None:
         ValueError: it is not UTF-8.
     """
     if len(data) and np.frombuffer(data, np.uint8).max() > 127:
-        bytes(data).decode()
+        decoder = codecs.getincrementaldecoder("utf-8")()  # the whole as one text would be up to four times the file
+        for start in range(0, len(data), _PIECE_BYTES):
+            decoder.decode(data[start : start + _PIECE_BYTES])
+        decoder.decode(b"", final=True)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import tracemalloc
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,33 @@ def test_what_is_wrong_is_said_in_the_same_words(case: str, tmp_path: Path) -> N
             read(path)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("case", [name for name in BROKEN if name.startswith("not-utf8")])
+def test_text_that_is_not_utf8_is_left_to_the_plain_way(case: str, tmp_path: Path) -> None:
+    assert read_typed(_write(tmp_path, BROKEN[case])) is None
+
+
+@pytest.mark.usefixtures("pieces")
+def test_a_letter_that_is_cut_off_is_not_utf8() -> None:
+    for text in (b"ab\xc3", b"\xf0\x9f\x98", b"\xf0\x9f\x98."):
+        with mmap.mmap(-1, len(text)) as data, pytest.raises(UnicodeDecodeError):
+            data.write(text)
+            coco_typed._check_utf8(data)
+
+
+def test_letters_beyond_ascii_take_no_memory_of_the_files_size(tmp_path: Path) -> None:
+    note = "\U0001f600" + "x" * 1000  # as one text, four bytes for each of its letters
+    path = _write(tmp_path, json.dumps([note] * 4000, ensure_ascii=False))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        tracemalloc.start()
+        try:
+            coco_typed._check_utf8(data)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < len(data) / 4
 
 
 @pytest.mark.parametrize("case", FAST | PLAIN)
