@@ -176,9 +176,10 @@ def test_text_that_is_not_utf8_is_left_to_the_plain_way(case: str, tmp_path: Pat
 @pytest.mark.usefixtures("pieces")
 def test_a_letter_that_is_cut_off_is_not_utf8() -> None:
     for text in (b"ab\xc3", b"\xf0\x9f\x98", b"\xf0\x9f\x98."):
-        with mmap.mmap(-1, len(text)) as data, pytest.raises(UnicodeDecodeError):
+        with mmap.mmap(-1, len(text)) as data:
             data.write(text)
-            coco_typed._check_utf8(data)
+            with pytest.raises(UnicodeDecodeError):
+                coco_typed._check_utf8(data)
 
 
 def test_letters_beyond_ascii_take_no_memory_of_the_files_size(tmp_path: Path) -> None:
