@@ -72,7 +72,8 @@ class SampleData(Dataset[Sample]):
             transform: given each sample.
             seed: decides what is drawn.
             fast_decode: decode a JPEG at a half, a quarter or an eighth where the scale jitter that is drawn for it
-                resizes it to no more; has no effect on a transform that does not begin with `RandomScaleCrop`.
+                resizes it to no more, and shrink by INTER_LINEAR down to a half; has no effect on a
+                transform that does not begin with `RandomScaleCrop`.
 
         Raises:
             UserError: a negative seed.

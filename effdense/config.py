@@ -23,7 +23,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_origin, get_type_hints
 
 from effdense.config_flags import asks_help, flag, print_help, shown_name, split_flags
 from effdense.config_values import NONE_WORDS, Quoted, Word, WrongValue, read_value, sentence, unknown_name
@@ -95,7 +95,12 @@ def parse(
     config_file, texts = split_flags(hints, argv, positional)
     values = {} if config_file is None else _read_yaml(cls, config_file)
     for name, value in texts.items():
-        values[name] = _checked(value, hints[name], shown_name(name, positional))
+        try:
+            values[name] = _checked(value, hints[name], shown_name(name, positional))
+        except UserError as error:
+            # Of a choice, what is wrong does not say what to take instead: the setting's own words do.
+            about = field_docs(cls).get(name) if get_origin(hints[name]) is Literal else None
+            raise UserError(f"{error} {about}" if about else str(error)) from None
     return Parsed(_build(cls, values, base, positional), frozenset(values))
 
 

@@ -171,7 +171,9 @@ def refuse_foreign(task: Task, given: Parsed[PredictSettings]) -> None:
     own = _names(task.config)
     for other in TASKS.values():
         for name in sorted(given.given & _names(other.config) - own):
-            raise UserError(f"{flag(name)} belongs to {other.models}; {given.config.model} is {task.model}.")
+            raise UserError(
+                f"{flag(name)} belongs to {other.models}; {given.config.model} is {task.model}: leave it out"
+            )
 
 
 def _all_settings(*, check: bool) -> type[PredictSettings]:

@@ -17,7 +17,8 @@ class ScoreConfig:
     model: Path | None = None
     """A .safetensors file of a training run, or an .onnx file of `effdense export`; left out with --predictions."""
     dataset: Literal["demo", "coco", "voc"] = "demo"
-    """Which kind of data set: the built-in demo scenes, COCO JSON, or Pascal VOC XML."""
+    """Which kind of data set: the built-in demo scenes, COCO JSON, or Pascal VOC XML. A folder of masks has no boxes:
+    eval_seg scores on it."""
     data_root: Path | None = None
     """Folder of the data set, by default data/voc or data/coco; the demo set needs none."""
     split: str = "val"

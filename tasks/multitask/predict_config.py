@@ -14,7 +14,8 @@ class PredictConfig(PredictSettings):
     """What to predict with, on what, and where to leave it."""
 
     dataset: Literal["none", "demo", "coco", "voc"] = "none"
-    """In place of images: a data set with boxes, whose image ids are kept in detections.json."""
+    """In place of images: a data set with boxes, whose image ids are kept in detections.json. Of any other
+    folder, name the images themselves, or the folder that holds them."""
     out: Path = Path("drawn")
     """Folder for the pictures, overview.jpg with the first twelve, detections.json and images.json, masks/ with index
     PNGs, and classes.txt, which names their values."""

@@ -22,7 +22,8 @@ class ScoreConfig:
     model: Path
     """A .safetensors file of a multitask training run, or an .onnx file of `effdense export`."""
     dataset: Literal["demo", "coco", "voc"] = "demo"
-    """Which kind of data set has both boxes and masks: the built-in demo scenes, COCO JSON, or Pascal VOC."""
+    """Which kind of data set has both boxes and masks: the built-in demo scenes, COCO JSON, or Pascal VOC. A
+    folder of masks has no boxes: name it by --seg-data folder:DIR."""
     data_root: Path | None = None
     """Folder of the data set, by default data/voc or data/coco; the demo set needs none."""
     split: str = "val"

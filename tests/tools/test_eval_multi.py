@@ -191,7 +191,7 @@ FAULTS = [
     pytest.param(None, "nowhere.safetensors", ["nowhere.safetensors"], id="missing-model"),
     pytest.param(None, "{det} " + DATA, ["det.safetensors is a detector", "no segmentation head"], id="a-detector"),
     pytest.param(None, "{multi} --dataset vocc", ["vocc", "voc"], id="unknown-data-set"),
-    pytest.param(None, "{multi} --dataset folder", ["folder", "demo, coco, voc"], id="masks-alone"),
+    pytest.param(None, "{multi} --dataset folder", ["demo, coco, voc", "--seg-data folder:DIR"], id="masks-alone"),
     pytest.param(None, "{multi} --splitt val", ["--splitt", "--split"], id="unknown-flag"),
     pytest.param(None, "{multi} --det-data vocc:{voc}", ["vocc", "'voc'", "boxes"], id="unknown-kind"),
     pytest.param(

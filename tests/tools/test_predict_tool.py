@@ -176,20 +176,22 @@ REFUSED = [
     pytest.param("{other} {photos}", "a model for 'poetry'; this version of effdense knows detection", id="other-task"),
     pytest.param(
         "{seg} {photos} --draw-above 0.4",
-        "--draw-above belongs to detectors; {seg} is a segmentation model.",
+        "--draw-above belongs to detectors; {seg} is a segmentation model: leave it out",
         id="detectors-flag",
     ),
     pytest.param(
-        "{det} {photos} --tta hflip", "--tta belongs to segmentation models; {det} is a detector.", id="segmenters-flag"
+        "{det} {photos} --tta hflip",
+        "--tta belongs to segmentation models; {det} is a detector: leave it out",
+        id="segmenters-flag",
     ),
     pytest.param(
         "{multi} {photos} --window 64",
-        "--window belongs to segmentation models; {multi} is a multitask model.",
+        "--window belongs to segmentation models; {multi} is a multitask model: leave it out",
         id="segmenters-flag-of-both",
     ),
     pytest.param("{multi} {photos} --opacity 2", "opacity is 2.0, expected a number between 0 and 1", id="opacity"),
     pytest.param("{multi} {photos} --split val2", "--split has no effect because no --dataset", id="ignored-of-both"),
-    pytest.param("{multi} --dataset folder", "'folder' is none of none, demo, coco, voc", id="masks-alone"),
+    pytest.param("{multi} --dataset folder", "name the images themselves, or the folder", id="masks-alone"),
     pytest.param("{det} {photos} --no-save-probabilities", "--save-probabilities belongs to", id="segmenters-switch"),
     pytest.param("{seg} {photos} --windo 64", "flag '--windo' is unknown; did you mean '--window'?", id="misspelt"),
     pytest.param("{det} {photos} --drawabove 1", "did you mean '--draw-above'", id="misspelt-of-a-detector"),

@@ -56,7 +56,10 @@ def _rows(settings: BenchSettings, index: DetectionIndex, size: int) -> list[Row
     peers = {"effdet's PIL loader": effdet_loader(index, size), "torchvision v2": torchvision_loader(index, size)}
     ours = {"": our_loader(index, size), ", --fast-decode": our_loader(index, size, fast_decode=True)}
     samples = alternate(ours | peers, repeats=settings.rounds(15), warmup=1)
-    notes = {"": "pixels as evaluation has them", ", --fast-decode": "JPEG decoded at 1/2 to 1/8 where it is shrunk"}
+    notes = {
+        "": "pixels as evaluation has them",
+        ", --fast-decode": "JPEG decoded at 1/2 to 1/8 where it is shrunk; bilinear down to a half",
+    }
     return [
         row(
             f"{IMAGE_HW[1]}x{IMAGE_HW[0]} JPEG to {size} px{way}",
@@ -166,17 +169,29 @@ def torchvision_loader(index: DetectionIndex, size: int) -> Callable[[], object]
 
 
 def _torchvision_transform(size: int) -> Any:
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
+    """Return torchvision's large-scale jitter in the order of its detection reference, on tensors.
 
-    fill = {tv_tensors.Image: FILL, "others": 0}
+    ``RandomCrop(pad_if_needed=True)`` would pad on all four sides and take a twentieth to a tenth longer.
+    """
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2 import functional
+
+    def pad(sample: dict[str, Any]) -> dict[str, Any]:
+        height, width = sample["image"].shape[-2:]
+        edges = [0, 0, max(0, size - width), max(0, size - height)]
+        if not any(edges):
+            return sample
+        image = functional.pad(sample["image"], edges, fill=list(FILL))
+        return sample | {"image": image, "boxes": functional.pad(sample["boxes"], edges)}
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return v2.Compose(
             [
-                v2.RandomHorizontalFlip(0.5),
                 v2.ScaleJitter((size, size), scale_range=SCALE, antialias=True),
-                v2.RandomCrop((size, size), pad_if_needed=True, fill=fill),
+                pad,
+                v2.RandomCrop((size, size)),
+                v2.RandomHorizontalFlip(0.5),
                 v2.SanitizeBoundingBoxes(),
             ]
         )
