@@ -8,7 +8,9 @@ runs once on a small image, and every call that takes a convolution's output is 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -16,7 +18,6 @@ import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -77,19 +78,40 @@ def fuse(model: M, image_size: int = SEEN_SIZE) -> M:
         return fused.to(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True)
+class _Made(Generic[M]):
+    """A network's inference form, and what it was made of.
+
+    Attributes:
+        network: the inference form.
+        of: address and version of each tensor, and how many fused steps there had been.
+        kept: the tensors, whose memory no others can get meanwhile, so that addresses tell.
+    """
+
+    network: M
+    of: tuple[int, list[tuple[int, int]]]
+    kept: list[Tensor]
+
+
 class InferenceForm(Generic[M]):
     """The inference form of a network, made at first use and anew whenever the network's tensors have changed.
 
-    Training steps, loaded weights and moves to another device are seen; what is written through ``tensor.data`` is not.
-    A network runs as it is where it has no ``fuse()``, where somebody watches it through hooks, or where it was made in
-    inference mode, which does not count changes.
+    Seen are optimizer steps, loaded weights, assigned parameters and modules, BatchNorm's statistics and moves to
+    another device. Not seen is what PyTorch itself does not count: writes through ``tensor.data`` or an array that
+    shares the memory, a broadcast between processes, and attributes that are no tensors, such as BatchNorm's ``eps``;
+    call `refresh` after those. A network runs as it is where it has no ``fuse()``, where somebody watches it through
+    hooks, or where it was made in inference mode, which does not count changes. Threads may share one; pickles and
+    copies take only the network along.
     """
 
     def __init__(self, model: M) -> None:
         self.model = model
-        self._fused: M | None = None
-        self._seen: list[tuple[int, int]] = []
-        self._kept: list[Tensor] = []  # whose memory no other tensor can get meanwhile, so that addresses tell
+        self._made: _Made[M] | None = None
+        self._making = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[InferenceForm[M]], tuple[M]]:
+        """Leave behind what can be made again."""
+        return InferenceForm, (self.model,)
 
     @property
     def network(self) -> M:
@@ -97,13 +119,19 @@ class InferenceForm(Generic[M]):
         tensors, fused = _tensors(self.model), getattr(self.model, "fuse", None)
         if tensors is None or fused is None:
             return self.model
-        now = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-        if self._fused is None or now != self._seen:
-            self._fused = None  # first the old one goes
-            self._fused = fused()
-            self._seen, self._kept = now, [tensor.detach() for tensor in tensors]
-        assert self._fused is not None
-        return self._fused
+        now = (_fused_steps, [(tensor.data_ptr(), tensor._version) for tensor in tensors])
+        made = self._made
+        if made is None or made.of != now:
+            with self._making:
+                made = self._made
+                if made is None or made.of != now:  # no other thread has made it meanwhile
+                    made = self._made = None  # first the old one goes
+                    made = self._made = _Made(fused(), now, [tensor.detach() for tensor in tensors])
+        return made.network
+
+    def refresh(self) -> None:
+        """Have it made anew at the next use, after a change that cannot be seen."""
+        self._made = None
 
 
 def _tensors(model: nn.Module) -> list[Tensor] | None:
@@ -123,13 +151,16 @@ def _tensors(model: nn.Module) -> list[Tensor] | None:
     return None if any(tensor.is_inference() for tensor in found) else found
 
 
+_fused_steps = 0
+
+
 def _count_fused_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Count what a fused optimizer changes, as PyTorch does of the others."""
-    if optimizer.defaults.get("fused"):
-        increment_version(parameter for group in optimizer.param_groups for parameter in group["params"])
+    """Count a step of a fused optimizer, which PyTorch does not count in the tensors' versions."""
+    global _fused_steps
+    _fused_steps += any(group.get("fused") for group in optimizer.param_groups)
 
 
-register_optimizer_step_post_hook(_count_fused_step)
+register_optimizer_step_post_hook(_count_fused_step)  # counts, and touches nothing
 
 
 class _InPlaceGate(nn.Module):

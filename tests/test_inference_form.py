@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -123,6 +126,11 @@ def step(optimizer: type[torch.optim.Optimizer], **arguments: object) -> Callabl
     return change
 
 
+def fused_group(net: Net) -> None:
+    net(images()).sum().backward()
+    torch.optim.SGD([{"params": list(net.parameters()), "fused": True}], lr=0.1).step()
+
+
 def in_inference_mode(net: Net) -> None:
     with torch.inference_mode():
         net.a.weight.mul_(2)
@@ -147,6 +155,7 @@ CHANGES = {
     "a-step": step(torch.optim.SGD),
     "a-foreach-step": step(torch.optim.AdamW, foreach=True),
     "a-fused-step": step(torch.optim.AdamW, fused=True),
+    "a-step-of-a-fused-group": fused_group,
     "statistics": lambda net: net.train()(images()) is net.eval(),
     "loaded": lambda net: net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()}),
     "assigned": lambda net: net.load_state_dict({n: v + 1 for n, v in net.state_dict().items()}, assign=True),
@@ -201,3 +210,53 @@ def test_it_can_be_made_within_inference_mode_and_used_outside() -> None:
         network = form.network
     assert network is not form.model
     assert not any(parameter.is_inference() for parameter in network.parameters())
+
+
+def test_what_cannot_be_seen_is_taken_in_when_refreshed() -> None:
+    net = small()
+    form = InferenceForm(net)
+    before = form.network(images())
+    net.a.weight.data.mul_(2)
+    torch.testing.assert_close(form.network(images()), before)
+    form.refresh()
+    with torch.no_grad():
+        torch.testing.assert_close(form.network(images()), net(images()))
+
+
+def test_threads_share_one_form_while_weights_change() -> None:
+    net, made = small(), []
+    fuse_once = net.fuse
+    net.fuse = lambda: made.append(1) or fuse_once()  # type: ignore[method-assign, func-returns-value]
+    form = InferenceForm(net)
+    with ThreadPoolExecutor(8) as pool:
+        assert len({id(one) for one in pool.map(lambda _: form.network, range(64))}) == 1
+        assert len(made) == 1
+        running = [pool.submit(lambda: [form.network(images()) for _ in range(50)]) for _ in range(7)]
+        state = {name: value + 1 for name, value in net.state_dict().items()}
+        while not all(one.done() for one in running):
+            net.load_state_dict(state)
+        assert all(one.result() for one in running)
+    with torch.no_grad():
+        torch.testing.assert_close(form.network(images()), net(images()))
+
+
+def test_pickles_and_copies_take_the_network_alone() -> None:
+    form = InferenceForm(small())
+    before = len(pickle.dumps(form))
+    expected = form.network(images())
+    assert len(pickle.dumps(form)) == before
+    for other in (pickle.loads(pickle.dumps(form)), copy.deepcopy(form)):
+        torch.testing.assert_close(other.network(images()), expected)
+        assert other.model is not form.model
+
+
+def test_steps_of_fused_optimizers_are_counted_without_touching_their_tensors() -> None:
+    """Else a graph that is kept over the step, which PyTorch allows for fused optimizers, could not run back again."""
+    net = small()
+    loss = net(images()).sum()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+    loss.backward(retain_graph=True)
+    versions = [parameter._version for parameter in net.parameters()]
+    optimizer.step()
+    assert [parameter._version for parameter in net.parameters()] == versions
+    loss.backward()

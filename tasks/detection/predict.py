@@ -49,7 +49,6 @@ class Detector:
     """A trained EfficientDet with all it needs to run: what `effdense.load` returns for a detector.
 
     Attributes:
-        model: the network, in evaluation mode.
         class_names: in the order of the labels.
         category_ids: the data set's own ids, for writing COCO results.
         image_size: side of the square that images are fitted into, in pixels.
@@ -69,8 +68,7 @@ class Detector:
         header: dict[str, Any] | None = None,
         source: str = "this model",
     ) -> None:
-        self.model = model.eval()
-        self._form = InferenceForm(model)
+        self._form = InferenceForm(model.eval())
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids if category_ids is not None else range(1, len(self.class_names) + 1))
         self.image_size = image_size
@@ -78,6 +76,11 @@ class Detector:
         self.header = header or {}
         self.source = source
         self.transform = eval_transform((image_size, image_size), fill=mean_fill(model.backbone.mean))
+
+    @property
+    def model(self) -> EfficientDet:
+        """The network, in evaluation mode; `with_model` takes another."""
+        return self._form.model
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +109,10 @@ class Detector:
     def with_selection(self, **changes: Any) -> Detector:
         """Return a detector on the same network with a changed `Selection`, such as ``score_threshold=0.3``."""
         return self._with(selection=replace(self.selection, **changes))
+
+    def refresh(self) -> None:
+        """Take in a change of the network that cannot be seen, such as one through ``tensor.data``: `InferenceForm`."""
+        self._form.refresh()
 
     def with_model(self, model: EfficientDet) -> Detector:
         """Return a detector that runs another network of the same kind, such as the moving average of this one."""

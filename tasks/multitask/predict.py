@@ -33,7 +33,6 @@ class Multitask:
     """A trained multitask model with all it needs to run: what `effdense.load` returns for one.
 
     Attributes:
-        model: the network, in evaluation mode.
         class_names: of the objects, in the order of the labels.
         seg_class_names: of the pixels, in the order of the labels.
         image_size: side of the square that images are fitted into, in pixels.
@@ -67,8 +66,7 @@ class Multitask:
         Raises:
             UserError: the two heads cannot share a pass over images of this size.
         """
-        self.model = model.eval()
-        self._form = InferenceForm(model)
+        self._form = InferenceForm(model.eval())
         self.class_names = model.class_names
         self.seg_class_names = model.seg_class_names
         self.image_size = model.image_size if image_size is None else image_size
@@ -103,6 +101,11 @@ class Multitask:
         return self._segmenter
 
     @property
+    def model(self) -> MultitaskModel:
+        """The network, in evaluation mode; `with_model` takes another."""
+        return self._form.model
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.model.parameters()).device
@@ -118,6 +121,12 @@ class Multitask:
     def with_selection(self, **changes: Any) -> Multitask:
         """Return a multitask model on the same network with a changed `Selection`, such as ``nms="soft"``."""
         return self._with(selection=replace(self._detector.selection, **changes))
+
+    def refresh(self) -> None:
+        """Take in a change of the network that cannot be seen, such as one through ``tensor.data``: `InferenceForm`."""
+        self._form.refresh()
+        self._detector.refresh()
+        self._segmenter.refresh()
 
     def with_model(self, model: MultitaskModel) -> Multitask:
         """Return one that runs another network of the same kind, such as the moving average of this one."""
@@ -148,6 +157,7 @@ class Multitask:
         )
         if other.model is self.model:
             other._form = self._form
+            other._detector._form, other._segmenter._form = self._detector._form, self._segmenter._form
         return other
 
     def images_per_batch(self, batch_size: int) -> int:

@@ -36,7 +36,6 @@ class Segmenter:
     """A trained segmentation model with all it needs to run: what `effdense.load` returns for one.
 
     Attributes:
-        model: the network, in evaluation mode.
         class_names: in the order of the labels.
         image_size: side of the square that whole images are fitted into, in pixels.
         inference: as a whole or through a window, once or in several views.
@@ -58,8 +57,7 @@ class Segmenter:
         header: dict[str, Any] | None = None,
         source: str = "this model",
     ) -> None:
-        self.model = model.eval()
-        self._form = InferenceForm(model)
+        self._form = InferenceForm(model.eval())
         self.class_names = tuple(class_names)
         self.image_size = image_size
         self.inference = inference or Inference()
@@ -68,6 +66,11 @@ class Segmenter:
         self._fill = mean_fill(model.backbone.mean)
         self._memory = ForwardMemory(model)
         self.transform: Transform = Compose(()) if self.inference.resizes_itself else self._fitting(1.0)
+
+    @property
+    def model(self) -> SegmentationModel:
+        """The network, in evaluation mode; `with_model` takes another."""
+        return self._form.model
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +96,10 @@ class Segmenter:
         self.model.to(device)
         self._memory.forget()
         return self
+
+    def refresh(self) -> None:
+        """Take in a change of the network that cannot be seen, such as one through ``tensor.data``: `InferenceForm`."""
+        self._form.refresh()
 
     def with_model(self, model: SegmentationModel) -> Segmenter:
         """Return a segmenter that runs another network of the same kind, such as the moving average of this one."""
