@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
+from effdense.ops.cpu_training import fast_depthwise, is_fast_depthwise
+
 
 class SameConv2d(nn.Conv2d):
     """Strided convolution, (B, C, h, w) to (B, C', ceil(h / stride), ceil(w / stride)); an odd pixel is added last."""
@@ -27,8 +29,16 @@ class SameConv2d(nn.Conv2d):
             weight = F.pad(self.weight, (wide % 2, 0, high % 2, 0))
             padding = ((high + 1) // 2, (wide + 1) // 2)
             return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        if self._trains_fast(input):
+            pads = (high // 2, wide // 2, high - high // 2, wide - wide // 2)
+            return fast_depthwise(input, self.weight, (self.stride[0], self.stride[1]), pads)
         padded = F.pad(input, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
         return F.conv2d(padded, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+    def _trains_fast(self, input: Tensor) -> bool:
+        if torch.compiler.is_compiling() or self.dilation != (1, 1):
+            return False
+        return is_fast_depthwise(input, self.weight, self.bias, self.groups)
 
     def specialise(self) -> None:
         """Pad without a copy, where the kernel has no gaps; see `effdense.inference_form`."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from effdense.errors import UserError
-from effdense.ops.depthwise import FastDepthwise
+from effdense.ops.cpu_training import FastCpuTraining
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,12 +30,11 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the forward pass runs."""
-        if self.name == "fp32":
-            return nullcontext()
         context = ExitStack()
-        context.enter_context(torch.autocast(self.device_type, dtype=_DTYPES[self.name]))
+        if self.name != "fp32":
+            context.enter_context(torch.autocast(self.device_type, dtype=_DTYPES[self.name]))
         if self.device_type == "cpu":
-            context.enter_context(FastDepthwise())
+            context.enter_context(FastCpuTraining())
         return context
 
     def backward(self, loss: torch.Tensor) -> None:

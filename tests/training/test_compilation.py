@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,10 @@ from effdense.tasks.multitask import run as multitask
 from effdense.tasks.multitask.config import MultitaskConfig
 from effdense.tasks.segmentation import run as segmentation
 from effdense.tasks.segmentation.config import SegmentationConfig
-from effdense.training import compilation
+from effdense.training import compilation, precision
 from effdense.training.checkpoint import load_state, read_tensors
 from effdense.training.ema import ModelEma
+from effdense.training.interrupt import InterruptWatch
 
 SMALL: dict[str, Any] = {
     "backbone": "test_efficientnet",
@@ -164,6 +168,7 @@ def test_a_compiled_run_leaves_the_files_of_a_plain_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "eager")
+    monkeypatch.setattr(precision, "FastCpuTraining", nullcontext)  # which pads otherwise where nothing is compiled
     plain = read_tensors(run(labelled, tmp_path / "plain"))
     counters.clear()
     with caplog.at_level(logging.INFO, logger="effdense"):
@@ -198,3 +203,46 @@ def test_a_machine_without_a_compiler_is_told_so_before_the_run(
         detection_run(labelled, tmp_path / "run", compile=True)
     assert "apt install g++" in str(told.value)
     assert not (tmp_path / "run").exists()
+
+
+def failing_later(signals: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """A compiler that passes the trial and fails at the network, after signals have come."""
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> Callable[..., Any]:
+        calls.append(len(example))
+        if len(calls) == 1:
+            return graph.forward
+        for number in signals:
+            os.kill(os.getpid(), number)
+        raise RuntimeError("C++ compile error\n\nCommand:\ng++ kernel.cpp\n" + "Output:\n" * 100)
+
+    return backend
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_compiler_that_fails_in_a_step_is_told_in_a_sentence(
+    run: Callable[..., Path], labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", failing_later())
+    with pytest.raises(UserError, match=r"could not be compiled: .*C\+\+ compile error.*Leave --compile out") as told:
+        run(labelled, tmp_path / "run", compile=True)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_compiler_that_dies_of_the_interrupt_leaves_a_run_to_resume(
+    number: int, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", failing_later((number,)))
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match=rf"while the network was being compiled; go on with: --resume {out}"):
+        detection_run(labelled, out, compile=True)
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    torch._dynamo.reset()
+    assert detection.begin(Parsed(DetectionConfig(resume=out), frozenset({"resume"}))).is_file()
+
+
+def test_other_errors_in_a_step_are_not_taken_for_the_compilers(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), compilation.explained_compiling(InterruptWatch(), tmp_path):
+        raise ZeroDivisionError
