@@ -20,6 +20,7 @@ from effdense.errors import UserError, nearest
 from effdense.files import write_atomically
 from effdense.runtime.onnx_header import EXPORT, write_header
 from effdense.runtime.onnx_pieces import IR_VERSION, OPSET
+from effdense.runtime.onnx_rewrites import rewrite
 
 PRECISIONS = ("float32", "bfloat16")
 """In which an exported file computes; its weights are float32 either way."""
@@ -53,6 +54,7 @@ def network_to_onnx(
     model.ir_version = IR_VERSION
     for node in model.graph.node:  # where each operation stands in which source file: as large as a small network
         del node.metadata_props[:]
+    rewrite(model)
     return model
 
 

@@ -14,13 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from effdense.runtime.session import CONTENTS, IMAGES
+from effdense.runtime.session import IMAGES
 from effdense.transforms.geometry import AREA_BELOW
 
 OPSET = 18
 """Of the whole file: that of ``torch.onnx``'s own operators."""
 
 IR_VERSION = 10
+
+FLOAT = onnx.TensorProto.FLOAT
+DOUBLE = onnx.TensorProto.DOUBLE
+INT64 = onnx.TensorProto.INT64
+UINT8 = onnx.TensorProto.UINT8
 
 
 def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
@@ -32,7 +37,8 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
 
     Images that have their size already are to take no time, but ONNX's If is avoided: OpenVINO (2026.4) computes
     something else at a network's first run where one feeds it. So the batch is cut in two, the images to resize and
-    those to keep, and one of the two is empty, as are the shares where there is nothing to resize.
+    those to keep, and one of the two is empty, as are the shares where there is nothing to resize. Levels stay uint8
+    as long as they are whole, which is a quarter of the memory to move.
 
     Args:
         side: S, of the square, in pixels.
@@ -49,12 +55,12 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
     {{
         shape = Shape ({IMAGES})
         size_hw = Slice (shape, one, three)
-        size = Cast <to = {_DOUBLE}> (size_hw)
+        size = Cast <to = {DOUBLE}> (size_hw)
         ratios = Div (side, size)
         ratio = ReduceMin <keepdims = 0> (ratios)
         exact = Mul (size, ratio)
         cut = Floor (exact)
-        whole = Cast <to = {_INT64}> (cut)
+        whole = Cast <to = {INT64}> (cut)
         fitted_hw = Max (whole, one)
 
         change = Sub (size_hw, fitted_hw)
@@ -66,7 +72,7 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         to_keep = Sub (batch_size, to_resize)
         planar = Transpose <perm = [0, 3, 1, 2]> ({IMAGES})
 
-        fitted = Cast <to = {_DOUBLE}> (fitted_hw)
+        fitted = Cast <to = {DOUBLE}> (fitted_hw)
         factors = Div (fitted, size)
         factor = ReduceMin <keepdims = 0> (factors)
         shrinks = Less (factor, area_below)
@@ -74,7 +80,7 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         {_shares("columns", axis=1)}
         columns_turned = Transpose <perm = [1, 0]> (columns_share)
         given = Slice (planar, zero, to_resize, zero)
-        levels = Cast <to = {_FLOAT}> (given)
+        levels = Cast <to = {FLOAT}> (given)
         narrowed = MatMul (levels, columns_turned)
         product = MatMul (rows_share, narrowed)
         resized_shape = Concat <axis = 0> (to_resize, three, fitted_hw)
@@ -86,19 +92,24 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         upwards = Where (halved, little, black)
         moved = Add (resized, upwards)
         nearest = Round (moved)
-        rounded = Clip (nearest, black, white)
+        limited = Clip (nearest, black, white)
+        rounded = Cast <to = {UINT8}> (limited)
 
         fitting_already = Slice (planar, to_resize, batch_size, zero)
-        kept_levels = Cast <to = {_FLOAT}> (fitting_already)
         kept_shape = Concat <axis = 0> (to_keep, three, fitted_hw)
-        kept = Reshape <allowzero = 1> (kept_levels, kept_shape)
+        kept = Reshape <allowzero = 1> (fitting_already, kept_shape)
 
         content = Concat <axis = 0> (rounded, kept)
-        room = Sub (square_hw, fitted_hw)
-        margins = Concat <axis = 0> (no_margins, room)
-        centred = Sub (content, fill)
-        grown = Pad (centred, margins)
-        square = Add (grown, fill)
+        room_hw = Sub (square_hw, fitted_hw)
+        fitted_h, fitted_w = Split <num_outputs = 2> (fitted_hw)
+        room_h, room_w = Split <num_outputs = 2> (room_hw)
+        right_shape = Concat <axis = 0> (batch_size, three, fitted_h, room_w)
+        right = Expand (fill, right_shape)
+        upper = Concat <axis = 3> (content, right)
+        lower_shape = Concat <axis = 0> (batch_size, three, room_h, side_w)
+        lower = Expand (fill, lower_shape)
+        levels_of_square = Concat <axis = 2> (upper, lower)
+        square = Cast <to = {FLOAT}> (levels_of_square)
         square_shape = Concat <axis = 0> (batch_size, three, square_hw)
         pixels = Reshape (square, square_shape)
     }}
@@ -110,7 +121,7 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         "three": np.full(1, 3, np.int64),
         "side": np.float64(side),
         "square_hw": np.full(2, side, np.int64),
-        "no_margins": np.zeros(6, np.int64),
+        "side_w": np.full(1, side, np.int64),
         "area_below": np.float64(AREA_BELOW),
         "first": np.int64(0),
         "step": np.int64(1),
@@ -120,9 +131,9 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         "little": np.float32(1e-2),
         "black": np.float32(0),
         "white": np.float32(255),
-        "fill": np.array(fill, np.float32).reshape(1, 3, 1, 1),
+        "fill": np.array(fill, np.uint8).reshape(1, 3, 1, 1),
     }
-    return _model(text, constants)
+    return piece(text, constants)
 
 
 def _shares(name: str, axis: int) -> str:
@@ -139,11 +150,11 @@ def _shares(name: str, axis: int) -> str:
         {name}_wanted = Mul ({name}_after, resizes)
         {name}_range = Range (first, {name}_wanted, step)
         {name}_column = Unsqueeze ({name}_range, one)
-        {name}_i = Cast <to = {_DOUBLE}> ({name}_column)
+        {name}_i = Cast <to = {DOUBLE}> ({name}_column)
         {name}_others = Range (first, {name}_before, step)
-        {name}_j = Cast <to = {_DOUBLE}> ({name}_others)
-        {name}_float_before = Cast <to = {_DOUBLE}> ({name}_before)
-        {name}_float_after = Cast <to = {_DOUBLE}> ({name}_after)
+        {name}_j = Cast <to = {DOUBLE}> ({name}_others)
+        {name}_float_before = Cast <to = {DOUBLE}> ({name}_before)
+        {name}_float_after = Cast <to = {DOUBLE}> ({name}_after)
         {name}_s = Div ({name}_float_before, {name}_float_after)
         {name}_start = Mul ({name}_i, {name}_s)
         {name}_end = Add ({name}_start, {name}_s)
@@ -165,118 +176,8 @@ def _shares(name: str, axis: int) -> str:
 
         {name}_either = Where (shrinks, {name}_area, {name}_linear)
         {name}_positive = Max ({name}_either, nothing)
-        {name}_share = Cast <to = {_FLOAT}> ({name}_positive)
+        {name}_share = Cast <to = {FLOAT}> ({name}_positive)
     """
-
-
-def contents() -> onnx.ModelProto:
-    """Return the piece that says which part of each square holds an image, for boxes to be clipped to.
-
-    Returns:
-        A model from ``images``, ``size_hw``, ``fitted_hw`` and the optional ``contents_hw`` to ``limits``, float32
-        (batch, 2), height and width of each content in the square, and ``originals``, float32 (batch, 2), those that
-        it has in the images given.
-    """
-    text = f"""
-    <ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>
-    contents (uint8[batch, height, width, 3] {IMAGES}, int64[2] size_hw, int64[2] fitted_hw, int64[n, 2] {CONTENTS})
-        => (float[batch, 2] limits, float[batch, 2] originals)
-    {{
-        shape = Shape ({IMAGES})
-        count = Slice (shape, zero, one)
-        each = Concat <axis = 0> (count, two)
-        given = Expand ({CONTENTS}, each)
-        is_given = Greater (given, zero)
-        stated = Where (is_given, given, size_hw)
-        originals = Cast <to = {_FLOAT}> (stated)
-        products = Mul (stated, fitted_hw)
-        scaled = Div (products, size_hw)
-        at_least = Max (scaled, one)
-        limits = Cast <to = {_FLOAT}> (at_least)
-    }}
-    """
-    constants = {
-        CONTENTS: np.zeros((1, 2), np.int64),  # an input that has a value already is one that may be left out
-        "zero": np.zeros(1, np.int64),
-        "one": np.ones(1, np.int64),
-        "two": np.full(1, 2, np.int64),
-    }
-    return _model(text, constants)
-
-
-def suppression(
-    candidates: int, classes: int, *, score_threshold: float, iou_threshold: float, max_detections: int
-) -> onnx.ModelProto:
-    """Return the piece that keeps one box for each object: hard NMS in each class, then the best of all classes.
-
-    Args:
-        candidates: C, boxes of an image that come in.
-        classes: K.
-        score_threshold: only what scores above it is kept.
-        iou_threshold: a box that overlaps a better one of its class by more goes.
-        max_detections: D, the most of an image.
-
-    Returns:
-        A model from ``candidate_boxes``, float32 (batch, C, 4), xyxy in pixels of the square, ``candidate_scores``,
-        float32 (batch, K, C), ``limits`` and ``originals`` (see `contents`) to ``boxes``, ``scores``, ``labels`` and
-        ``counts``.
-    """
-    spare = max(0, max_detections - classes * candidates)
-    text = f"""
-    <ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>
-    suppression (
-        float[batch, {candidates}, 4] candidate_boxes, float[batch, {classes}, {candidates}] candidate_scores,
-        float[batch, 2] limits, float[batch, 2] originals
-    ) => (
-        float[batch, {max_detections}, 4] boxes, float[batch, {max_detections}] scores,
-        int64[batch, {max_detections}] labels, int64[batch] counts
-    )
-    {{
-        kept = NonMaxSuppression (candidate_boxes, candidate_scores, most, iou_threshold, score_threshold)
-        kept_scores = GatherND (candidate_scores, kept)
-        form = Shape (candidate_scores)
-        nothing = ConstantOfShape (form)
-        sparse = ScatterND (nothing, kept, kept_scores)
-        flat = Reshape (sparse, rows)
-        filled = Pad (flat, spare)
-        scores, index = TopK (filled, most)
-        label = Div (index, candidates)
-        candidate = Mod (index, candidates)
-        found = Greater (scores, no_score)
-        labels = Where (found, label, absent)
-        found_ones = Cast <to = {_INT64}> (found)
-        counts = ReduceSum <keepdims = 0> (found_ones, one)
-        place = Unsqueeze (candidate, two)
-        own = GatherND <batch_dims = 1> (candidate_boxes, place)
-        back = Div (originals, limits)
-        back_xyxy = Gather <axis = 1> (back, corners)
-        factors = Unsqueeze (back_xyxy, one)
-        scaled = Mul (own, factors)
-        edges_xyxy = Gather <axis = 1> (originals, corners)
-        edges = Unsqueeze (edges_xyxy, one)
-        inside = Min (scaled, edges)
-        clipped = Max (inside, no_score)
-        found_boxes = Unsqueeze (found, two)
-        boxes = Where (found_boxes, clipped, no_score)
-    }}
-    """
-    constants = {
-        "most": np.full(1, max_detections, np.int64),
-        "iou_threshold": np.full(1, iou_threshold, np.float32),
-        "score_threshold": np.full(1, score_threshold, np.float32),
-        "rows": np.array([0, -1], np.int64),
-        "spare": np.array([0, 0, 0, spare], np.int64),
-        "candidates": np.int64(candidates),
-        "no_score": np.float32(0),
-        "absent": np.int64(-1),
-        "one": np.ones(1, np.int64),
-        "two": np.full(1, 2, np.int64),
-        "corners": np.array([1, 0, 1, 0], np.int64),
-    }
-    if not spare:
-        text = text.replace("filled = Pad (flat, spare)", "filled = Identity (flat)")
-        del constants["spare"]
-    return _model(text, constants)
 
 
 def labelling(classes: int, side: int) -> onnx.ModelProto:
@@ -315,7 +216,7 @@ def labelling(classes: int, side: int) -> onnx.ModelProto:
         reshaped = Reshape <allowzero = 1> (best_kept, kept_shape)
 
         best = Concat <axis = 0> (best_enlarged, reshaped)
-        label_map = Cast <to = {_UINT8}> (best)
+        label_map = Cast <to = {UINT8}> (best)
     }}
     """
     constants = {
@@ -325,16 +226,10 @@ def labelling(classes: int, side: int) -> onnx.ModelProto:
         "corner": np.zeros(2, np.int64),
         "axes": np.array([2, 3], np.int64),
     }
-    return _model(text, constants)
+    return piece(text, constants)
 
 
-_FLOAT = onnx.TensorProto.FLOAT
-_DOUBLE = onnx.TensorProto.DOUBLE
-_INT64 = onnx.TensorProto.INT64
-_UINT8 = onnx.TensorProto.UINT8
-
-
-def _model(text: str, constants: Mapping[str, npt.NDArray[Any] | np.generic[Any]]) -> onnx.ModelProto:
+def piece(text: str, constants: Mapping[str, npt.NDArray[Any] | np.generic[Any]]) -> onnx.ModelProto:
     """Read a piece, and give it its constants."""
     model = onnx.parser.parse_model(text)
     for name, value in constants.items():

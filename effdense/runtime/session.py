@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -34,7 +30,7 @@ which it is by default, stands for the whole image."""
 
 _SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
-_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISIONS = ("float32", "bfloat16")
 
 
 class Session(Protocol):
@@ -85,7 +81,7 @@ def open_session(
     header = read_onnx_header(path)
     with header_errors_explained(path):
         precision = precision or header[EXPORT]["precision"]
-        if precision not in _HINTS:
+        if precision not in _PRECISIONS:
             raise ValueError(f"its precision is {precision!r}")
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, expected 1 or more")
@@ -165,7 +161,7 @@ class _OnnxRuntime:
     def run(self, images: UInt8, contents_hw: Int64 | None = None) -> dict[str, Array]:
         """Return the file's outputs by their names."""
         given = {IMAGES: images} if contents_hw is None else {IMAGES: images, CONTENTS: contents_hw}
-        with _memory_errors_explained(self._source, self.name, images):
+        with memory_errors_explained(self._source, self.name, images):
             values = self._session.run(self.outputs, given)
         return dict(zip(self.outputs, values, strict=True))
 
@@ -185,109 +181,19 @@ def _open_onnxruntime(path: Path, precision: str, threads: int) -> Session:
     return _OnnxRuntime(session, path)
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A compiled model, and the names of what it reads and gives, in its order."""
-
-    compiled: Any
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-class _OpenVino:
-    """A file compiled by OpenVINO, as a whole or in stages, each of which reads by name what those before it give."""
-
-    name = "openvino"
-
-    def __init__(self, stages: Sequence[_Stage], precision: str, source: Path) -> None:
-        self.precision, self._source = precision, source
-        self._stages = [(one.compiled.create_infer_request(), one.inputs, one.outputs) for one in stages]
-        given = {name for _, _, outputs in self._stages for name in outputs}
-        self.inputs = tuple(name for _, inputs, _ in self._stages for name in inputs if name not in given)
-        self.outputs = self._stages[-1][2]
-        self._lock = threading.Lock()  # a request does one thing at a time, and raises where it is asked for two
-
-    def run(self, images: UInt8, contents_hw: Int64 | None = None) -> dict[str, Array]:
-        """Return the file's outputs by their names."""
-        known: dict[str, Any] = {
-            IMAGES: np.ascontiguousarray(images),
-            CONTENTS: np.zeros((1, 2), np.int64) if contents_hw is None else contents_hw,
-        }
-        with self._lock, _memory_errors_explained(self._source, self.name, images):
-            for request, inputs, outputs in self._stages:
-                given = {name: known[name] for name in inputs}
-                passed_on = request is not self._stages[-1][0]  # and not kept, so that no copy is needed
-                found = request.infer(given, share_inputs=True, share_outputs=passed_on)
-                known |= {name: found[place] for place, name in enumerate(outputs)}
-        return {name: known[name] for name in self.outputs}
-
-
-_opening_core = threading.Lock()
-
-
-@functools.cache
-def _only_core() -> Any:
-    import openvino
-
-    return openvino.Core()
-
-
-def _openvino_core() -> Any:
-    """Return the process's one Core, which is never given up.
-
-    Each Core gives the thread a stack for signals, and takes it away again when it goes. Where two overlap, the one
-    that goes last brings back the stack of the one that went first: the next signal that Python handles, a child that
-    ends or Ctrl-C, would kill the process.
-    """
-    with _opening_core:
-        return _only_core()
-
-
 def _open_openvino(path: Path, precision: str, threads: int) -> Session:
     import openvino
 
-    core = _openvino_core()
+    from effdense.runtime.openvino_session import OpenVino, openvino_core
+
+    core = openvino_core()
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         log.info("%s was exported in bfloat16; this CPU has none and computes it in float32", path)
         precision = "float32"
-    common = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,  # pinned threads of two processes would share the same cores
-    }
     try:
-        stages = []
-        for model, one in _stages_of(path, precision):
-            # The precision is always said: left to itself, it computes in bfloat16 wherever the CPU can.
-            settings = {**common, "INFERENCE_PRECISION_HINT": _HINTS[one]}
-            compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
-            inputs, outputs = _names(compiled.inputs, model.graph.input), _names(compiled.outputs, model.graph.output)
-            stages.append(_Stage(compiled, inputs, outputs))
+        return OpenVino(path, precision, threads)
     except Exception as error:
         raise _unopened(error, path, "openvino", openvino.__version__) from error
-    return _OpenVino(stages, precision, path)
-
-
-def _names(ends: Sequence[Any], named: Sequence[Any]) -> tuple[str, ...]:
-    """Return what the file calls the ends of a compiled model, which may have further names for them."""
-    return tuple(next(one.name for one in named if one.name in end.get_names()) for end in ends)
-
-
-def _stages_of(path: Path, precision: str) -> list[tuple[Any, str]]:
-    """Return what of a file is compiled apart, and the precision of each: only the network computes in bfloat16."""
-    import onnx
-
-    model = onnx.load(path)
-    inputs = {one.name for one in model.graph.input}
-    constants = [one for one in model.graph.initializer if one.name not in inputs]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(constants)  # an input that has a default there, OpenVINO takes for a constant
-    if precision == "float32":
-        return [(model, precision)]
-    from effdense.runtime.stages import cut
-
-    before, network, after = cut(model)
-    return [(before, "float32"), (network, precision), (after, "float32")]
 
 
 def _unopened(error: Exception, path: Path, runtime: str, version: str) -> UserError:
@@ -298,7 +204,7 @@ def _unopened(error: Exception, path: Path, runtime: str, version: str) -> UserE
 
 
 @contextlib.contextmanager
-def _memory_errors_explained(path: Path, runtime: str, images: UInt8) -> Iterator[None]:
+def memory_errors_explained(path: Path, runtime: str, images: UInt8) -> Iterator[None]:
     """Turn a runtime's error into a sentence, where it is for want of memory."""
     try:
         yield

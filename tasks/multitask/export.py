@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from effdense.runtime.export import export_header, joined, network_to_onnx, write_onnx
-from effdense.runtime.onnx_pieces import contents, fitting, labelling
-from effdense.tasks.detection.export import check_selection, detecting
+from effdense.runtime.onnx_boxes import contents
+from effdense.runtime.onnx_pieces import fitting, labelling
+from effdense.tasks.detection.export import check_selection, detecting, with_product_head
 from effdense.tasks.multitask.exported import OUTPUTS
 from effdense.tasks.multitask.predict import Multitask
 from effdense.transforms import mean_fill
@@ -31,7 +32,7 @@ def export_multitask(multitask: Multitask, path: str | Path, *, precision: str =
     selection, model, side = multitask.detector.selection, multitask.model, multitask.image_size
     check_selection(selection)
     network = network_to_onnx(
-        model.fuse().cpu(),
+        with_product_head(model.fuse().cpu()),
         (torch.zeros(2, 3, side, side),),
         inputs=("pixels",),
         outputs=("class_logits", "box_codes", "mask_logits"),

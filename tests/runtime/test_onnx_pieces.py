@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from effdense.runtime.export import joined
-from effdense.runtime.onnx_pieces import contents, fitting, labelling, suppression
-from effdense.tasks.detection.export import candidates
+from effdense.runtime.onnx_boxes import contents
+from effdense.runtime.onnx_pieces import fitting, labelling
+from effdense.tasks.detection.export import detecting
 from effdense.tasks.detection.postprocess import postprocess
+from effdense.tasks.detection.predict import Selection
 from effdense.tasks.segmentation.label_maps import WholeRows, segmentation_of
 from effdense.transforms import eval_transform
 from effdense.types import Sample
@@ -141,16 +143,11 @@ def test_suppression_keeps_what_postprocess_keeps(case: dict[str, Any]) -> None:
         score_threshold=case["threshold"],
         max_detections=case["most"],
     )
-    boxes, scores = candidates(logits, codes, anchors, limits, case["anchors"])
-    piece = suppression(
-        case["anchors"],
-        case["classes"],
-        score_threshold=case["threshold"],
-        iou_threshold=0.5,
-        max_detections=case["most"],
-    )
-    feeds = {"candidate_boxes": boxes, "candidate_scores": scores, "limits": limits, "originals": originals}
-    found = session(piece).run(None, {name: value.numpy() for name, value in feeds.items()})
+    selection = Selection(score_threshold=case["threshold"], nms_iou=0.5, max_detections=case["most"])
+    piece = joined(detecting(anchors, case["classes"], selection))
+    feeds = {"class_logits": logits, "box_codes": codes, "limits": limits, "originals": originals}
+    names = ["boxes", "scores", "labels", "counts"]
+    found = session(piece).run(names, {name: value.numpy() for name, value in feeds.items()})
     np.testing.assert_array_equal(found[3], wanted.counts)
     np.testing.assert_allclose(found[1], wanted.scores, atol=1e-6)
     np.testing.assert_array_equal(found[2], wanted.labels)

@@ -88,6 +88,25 @@ def test_the_network_alone_computes_in_bfloat16(exported: Exported, tmp_path: Pa
         require_precision(on_onnx_runtime, "bfloat16")
 
 
+def test_a_network_stays_compiled_for_a_few_sizes_of_a_batch_and_gives_the_same_for_all(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(exported.files["detection"], runtime="openvino", threads=1)
+    alone = session.run(photo(0, (64, 64))[None])["scores"]
+    compiled: list[Any] = []
+    compile_model = openvino.Core.compile_model
+
+    def watched(*given: Any) -> Any:
+        compiled.append(given)
+        return compile_model(*given)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", watched)
+    for count, so_far in [(1, 0), (2, 1), (3, 2), (4, 3), (1, 3), (5, 4), (1, 4), (2, 5)]:
+        found = session.run(np.stack([photo(0, (64, 64))] * count))
+        assert len(compiled) == so_far
+        np.testing.assert_allclose(found["scores"], np.repeat(alone, count, 0), atol=1e-5)
+
+
 def test_signals_are_handled_when_overlapping_sessions_are_closed(tmp_path: Path) -> None:
     """OpenVINO gives a thread a stack for its signals, and may take it away while it is in use."""
     code = (
