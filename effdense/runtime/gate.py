@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +20,9 @@ log = logging.getLogger(__name__)
 
 _SHOWN = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
+_LEAST = 1.0, 10
+"""A checkpoint that scores fewer points than that, or than so many times the tolerance, proves nothing."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -27,16 +32,22 @@ class Measured:
         runtime: ``pytorch``, ``onnxruntime`` or ``openvino``.
         scores: in points, 0..100, by their names, such as mAP and mIoU.
         images_per_second: from image file to result.
+        given: what it was given, in words, where it is not what effdense gives it.
     """
 
     runtime: str
     scores: Mapping[str, float]
     images_per_second: float
+    given: str = ""
 
     @property
     def words(self) -> str:
         """Scores, as ``mAP 41.23``."""
         return ", ".join(f"{name} {value:.2f}" for name, value in self.scores.items())
+
+    def reads_as(self, other: Measured) -> bool:
+        """Whether another's scores, as far as this one has them too, are the same in words."""
+        return all(f"{value:.2f}" == f"{other.scores[name]:.2f}" for name, value in self.scores.items())
 
 
 @dataclass(frozen=True)
@@ -45,48 +56,65 @@ class Gate:
 
     Attributes:
         checkpoint: the one.
-        exported: the other.
+        exported: the other, given what effdense gives it.
         images: how many images.
         tolerance: most points by which a score may differ.
+        otherwise: the other again, with some of its scores, given what others than effdense may give it.
     """
 
     checkpoint: Measured
     exported: Measured
     images: int
     tolerance: float
+    otherwise: tuple[Measured, ...] = ()
 
     @property
     def points_apart(self) -> dict[str, float]:
-        """By how many points each score differs, be it better or worse; not a number where one of the two is none."""
-        return {name: abs(self.exported.scores[name] - score) for name, score in self.checkpoint.scores.items()}
+        """By how many points each score differs, be it better or worse; not a number where one of the two is none.
+
+        Where the file was measured more than once, the one that differs most counts.
+        """
+        measured = (self.exported, *self.otherwise)
+        return {
+            name: _most(abs(one.scores[name] - score) for one in measured if one is self.exported or name in one.scores)
+            for name, score in self.checkpoint.scores.items()
+        }
+
+    @property
+    def least(self) -> float:
+        """Points that a checkpoint has to score for a comparison to prove anything."""
+        points, times = _LEAST
+        return max(points, times * self.tolerance)
 
     @property
     def refusal(self) -> str | None:
         """Why the file must not stay, in words, or None where it may."""
-        blind = [name for name, score in self.checkpoint.scores.items() if not score > self.tolerance]
+        blind = [name for name, score in self.checkpoint.scores.items() if not score >= self.least]
         if blind or not self.checkpoint.scores:
             return (
                 f"on these {self.images} images the checkpoint scores {self.checkpoint.words or 'nothing'}, too little "
-                "to tell a sound file from a damaged one; take more images (--sample), or a model that is trained "
-                "further"
+                f"to tell a sound file from a damaged one, as {self.least:g} are needed for a tolerance of "
+                f"{self.tolerance:g}; take more images (--sample), or a model that is trained further"
             )
         if all(apart <= self.tolerance + 1e-9 for apart in self.points_apart.values()):
             return None
-        apart = max(self.points_apart.values(), key=lambda value: math.inf if math.isnan(value) else value)
+        apart = _most(self.points_apart.values())
+        also = "".join(f", and {one.words} given {one.given}," for one in self._differing())
         return (
             f"it scores {self.exported.words} ({_SHOWN[self.exported.runtime]}, "
-            f"{self.exported.images_per_second:.1f} images a second) where the checkpoint scores "
+            f"{self.exported.images_per_second:.1f} images a second){also} where the checkpoint scores "
             f"{self.checkpoint.words} ({self.checkpoint.images_per_second:.1f} images a second) on {self.images} "
             f"images: {apart:.2f} points apart, and {self.tolerance:g} are tolerated"
         )
 
     def lines(self) -> list[str]:
-        """Return both scores and both speeds as lines for the terminal."""
+        """Return both scores and both speeds as lines for the terminal, and where the file scores otherwise as well."""
         rows = [("checkpoint", self.checkpoint), ("exported file", self.exported)]
-        return [
+        lines = [
             f"{name:<13}  {one.words}  {one.images_per_second:8.1f} images/s  ({_SHOWN[one.runtime]})"
             for name, one in rows
         ]
+        return lines + [f"{'the same':<13}  {one.words}  given {one.given}" for one in self._differing()]
 
     def record(self) -> dict[str, Any]:
         """Return what the file's header says of it."""
@@ -95,7 +123,11 @@ class Gate:
             name: {"runtime": one.runtime, "points": dict(one.scores), "images_per_second": one.images_per_second}
             for name, one in both.items()
         }
-        return {"images": self.images, "tolerance": self.tolerance, **said}
+        otherwise = [{"given": one.given, "points": dict(one.scores)} for one in self.otherwise]
+        return {"images": self.images, "tolerance": self.tolerance, **said, "otherwise": otherwise}
+
+    def _differing(self) -> list[Measured]:
+        return [one for one in self.otherwise if not one.reads_as(self.exported)]
 
 
 def export_through_gate(
@@ -103,7 +135,7 @@ def export_through_gate(
     *,
     export: Callable[[Path], None],
     checkpoint: Callable[[], Measured],
-    exported: Callable[[Path], Measured],
+    exported: Callable[[Path], tuple[Measured, ...]],
     images: int,
     tolerance: float,
     name: str,
@@ -114,18 +146,23 @@ def export_through_gate(
         out: the place. What was there before stays where the new file is refused.
         export: writes a file.
         checkpoint: measures the checkpoint.
-        exported: measures a file, on the same images by the same code.
+        exported: measures a file, on the same images by the same code; given what effdense gives it first.
         images: how many those are.
         tolerance: most points by which a score may differ.
         name: of the checkpoint, for the header.
 
     Raises:
-        UserError: it scores something else, so it is deleted; or a file cannot be written.
+        UserError: it scores something else, so it is deleted; or it cannot be measured, or written.
     """
+    if os.path.isdir(out):  # Path's own raises of a name that is too long
+        raise UserError(f"{out} is a folder, expected the name of the file that is to be written")
     with replacing(out) as temporary:
+        temporary.touch()  # a folder that takes no file is refused before the work, not after it
         export(temporary)
         log.info("exported; comparing it with its checkpoint on %d images", images)
-        gate = Gate(checkpoint(), exported(temporary), images=images, tolerance=tolerance)
+        with _measuring(out):
+            before, (after, *otherwise) = checkpoint(), exported(temporary)
+        gate = Gate(before, after, images=images, tolerance=tolerance, otherwise=tuple(otherwise))
         if gate.refusal is not None:
             raise UserError(f"{out} is not written: {gate.refusal}.")
         _record(temporary, {"checkpoint": name, "gate": gate.record()})
@@ -140,6 +177,23 @@ def require_exporter() -> None:
     """
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise UserError(f"exporting needs {' and '.join(missing)}: pip install 'effdense[onnx]'")
+
+
+@contextlib.contextmanager
+def _measuring(out: Path) -> Iterator[None]:
+    """Say of what the system refuses in an evaluation that it is none of the file that is being written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{out} is not written, as it could not be compared with its checkpoint ({error}); export again once that "
+            "is mended"
+        ) from error
+
+
+def _most(points: Iterable[float]) -> float:
+    """Return the largest number, or what is none."""
+    return max(points, key=lambda value: math.inf if math.isnan(value) else value)
 
 
 def _record(path: Path, said: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from effdense.datasets.loading import eval_loader
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.ground_truth import GroundTruthTable
 from effdense.tasks.detection.metrics.tables import DetectionTable
-from effdense.tasks.detection.opening import AnyDetector
+from effdense.tasks.detection.opening import Detecting
 from effdense.types import Detections
 
 
@@ -71,7 +71,7 @@ class Tally:
 
 
 def evaluate(
-    detector: AnyDetector,
+    detector: Detecting,
     index: DetectionIndex,
     *,
     batch_size: int = 8,

@@ -16,29 +16,41 @@ from effdense.transforms import Transform
 from effdense.types import Batch, Detections, Sample
 
 
-class AnyDetector(Protocol):
-    """A `Detector` or an `ExportedDetector`, each of which describes what is here.
+class Detecting(Protocol):
+    """What finds objects in batches, as far as scoring it goes.
 
     Attributes:
         class_names: in the order of the labels.
-        category_ids: the data set's own ids.
-        image_size: side of the square that images are fitted into, in pixels.
         selection: which boxes become detections.
-        header: what the file says of itself.
         transform: what brings a Sample to what `detect` expects.
     """
 
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    image_size: int
     selection: Selection
-    header: dict[str, Any]
     transform: Transform
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
         ...
+
+    def detect(self, batch: Batch) -> list[Detections]:
+        """Detect objects in a batch that `transform` and `collate` made."""
+        ...
+
+
+class AnyDetector(Detecting, Protocol):
+    """A `Detector` or an `ExportedDetector`, each of which describes what is here.
+
+    Attributes:
+        category_ids: the data set's own ids.
+        image_size: side of the square that images are fitted into, in pixels.
+        header: what the file says of itself.
+    """
+
+    category_ids: tuple[int, ...]
+    image_size: int
+    header: dict[str, Any]
 
     def with_selection(self, **changes: Any) -> AnyDetector:
         """Return one with a changed selection."""
@@ -50,10 +62,6 @@ class AnyDetector(Protocol):
 
     def predict_samples(self, samples: Iterable[Sample], batch_size: int = 8) -> list[Detections]:
         """Detect objects in samples that no transform has touched."""
-        ...
-
-    def detect(self, batch: Batch) -> list[Detections]:
-        """Detect objects in a batch that `transform` and `collate` made."""
         ...
 
 

@@ -1,4 +1,8 @@
-"""Behind ``export`` for a model of both tasks: the file stays only if its mAP and its mIoU are the checkpoint's."""
+"""Behind ``export`` for a model of both tasks: the file stays only if its mAP and its mIoU are the checkpoint's.
+
+The file fits images itself, but for its detector alone effdense does, and tells it what part of the square they fill.
+So boxes are scored both ways.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from effdense.config import from_mapping
+from effdense.datasets.index import DetectionIndex
 from effdense.datasets.multitask_index import MultitaskIndex
+from effdense.datasets.segmentation_index import SegmentationIndex
+from effdense.errors import UserError
 from effdense.runtime.export_config import ExportConfig
 from effdense.runtime.gate import Gate, Measured, export_through_gate
 from effdense.runtime.session import require_precision
+from effdense.tasks.detection.evaluate import evaluate as evaluate_boxes
 from effdense.tasks.multitask.evaluate import evaluate
 from effdense.tasks.multitask.export import export_multitask
 from effdense.tasks.multitask.exported import load_exported_multitask
@@ -18,6 +26,8 @@ from effdense.tasks.multitask.opening import AnyMultitask
 from effdense.tasks.multitask.predict import load_multitask
 from effdense.tasks.multitask.score import open_split
 from effdense.tasks.multitask.score_config import ScoreConfig
+
+FITTED = "images that are fitted already"
 
 
 def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
@@ -35,21 +45,23 @@ def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
     if config.image_size is not None:
         multitask = multitask.with_image_size(config.image_size)
     scoring = from_mapping(ScoreConfig, config.score_settings(header), str(config.model))
-    with_boxes, with_masks = open_split(scoring, multitask, sample=config.sample)
+    with_boxes, with_masks = _both(*open_split(scoring, multitask, sample=config.sample))
     images = MultitaskIndex.of(with_boxes, with_masks)
 
     def measured(model: AnyMultitask, runtime: str) -> Measured:
         list(model.stream_samples([images.sample(0).replace(mask=None)]))  # folding and the like happens once
         found = evaluate(model, with_boxes, with_masks, batch_size=config.batch_size, workers=config.workers)
-        scores = {} if found.detection is None else {"mAP": 100 * found.detection.map}
-        if found.segmentation is not None:
-            scores["mIoU"] = 100 * found.segmentation.miou
+        assert found.detection is not None
+        assert found.segmentation is not None
+        scores = {"mAP": 100 * found.detection.map, "mIoU": 100 * found.segmentation.miou}
         return Measured(runtime, scores, found.images_per_second)
 
-    def of_file(path: Path) -> Measured:
+    def of_file(path: Path) -> tuple[Measured, Measured]:
         exported = load_exported_multitask(path, runtime=config.runtime, threads=config.threads)
         require_precision(exported.session, config.precision)
-        return measured(exported, exported.session.name)
+        usual, name = measured(exported, exported.session.name), exported.session.name
+        found = evaluate_boxes(exported.detector, with_boxes, batch_size=config.batch_size, workers=config.workers)
+        return usual, Measured(name, {"mAP": 100 * found.map}, found.images_per_second, given=FITTED)
 
     return export_through_gate(
         config.path,
@@ -59,4 +71,26 @@ def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
         images=len(images),
         tolerance=config.tolerance,
         name=config.model.name,
+    )
+
+
+def _both(
+    with_boxes: DetectionIndex | None, with_masks: SegmentationIndex | None
+) -> tuple[DetectionIndex, SegmentationIndex]:
+    """Refuse labels that leave one of the two outputs unproven.
+
+    Raises:
+        UserError: boxes or masks are missing.
+    """
+    if with_boxes is None:
+        raise _unproven("masks", "boxes", "--det-data")
+    if with_masks is None:
+        raise _unproven("boxes", "masks", "--seg-data")
+    return with_boxes, with_masks
+
+
+def _unproven(given: str, missing: str, flag: str) -> UserError:
+    return UserError(
+        f"only {given} are given to compare on, which says nothing of the {missing} in the exported file: give both, "
+        f"{flag} KIND:FOLDER as well"
     )

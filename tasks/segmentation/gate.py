@@ -41,10 +41,10 @@ def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
         found = evaluate(model, index, batch_size=config.batch_size, workers=config.workers)
         return Measured(runtime, {"mIoU": 100 * found.miou}, found.images_per_second)
 
-    def of_file(path: Path) -> Measured:
+    def of_file(path: Path) -> tuple[Measured]:
         exported = load_exported_segmenter(path, runtime=config.runtime, threads=config.threads)
         require_precision(exported.session, config.precision)
-        return measured(exported, exported.session.name)
+        return (measured(exported, exported.session.name),)
 
     return export_through_gate(
         config.path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import small_export
 from onnx import numpy_helper
 from PIL import Image
-from small_export import SIDE, Exported, photo
+from small_export import SIDE, Exported, photo, write_data
 
 from effdense.runtime import gate as gates
 from effdense.runtime import session as sessions
@@ -72,6 +74,24 @@ def other_weights(file: Any) -> None:
     kernel.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[::-1, ::-1]), kernel.name))
 
 
+def black_where_it_resizes(file: Any) -> None:
+    """Let images that do not fit the square already become black."""
+    (white,) = (one for one in file.graph.initializer if one.name == "white")
+    white.CopyFrom(numpy_helper.from_array(np.float32(0), white.name))
+
+
+def one_pixel_is_image(file: Any) -> None:
+    """Let an image of which nothing else is said have one pixel."""
+    (default,) = (one for one in file.graph.initializer if one.name == "contents_hw")
+    default.CopyFrom(numpy_helper.from_array(np.ones((1, 2), np.int64), default.name))
+
+
+def what_is_said_is_one_pixel(file: Any) -> None:
+    """Let an image have one pixel where it is said how many it has."""
+    (stated,) = (node for node in file.graph.node if node.output[0].endswith("/stated"))
+    stated.input[1] = stated.output[0].replace("stated", "one")
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_sound_file_stays_and_both_scores_and_speeds_are_printed(
     task: str, exported: Exported, ready_made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -81,11 +101,12 @@ def test_a_sound_file_stays_and_both_scores_and_speeds_are_printed(
     flags = ["--out", str(out), "--tolerance", "5"]  # boxes move a little where the file of both resizes itself
     assert export.main([str(checkpoint(exported, task)), "--format", "onnx", *flags]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == ["checkpoint", "exported", "6"]
+    ways = [] if task == "segmentation" else ["the"]  # boxes differ a little between the two ways to fit an image
+    assert [line.split()[0] for line in said] == ["checkpoint", "exported", *ways, "6"]
     for name in ("mAP",) * (task != "segmentation") + ("mIoU",) * (task != "detection"):
         assert all(name in line for line in said[:2])
     assert all("images/s" in line for line in said[:2])
-    assert f"wrote {out}" in said[2]
+    assert f"wrote {out}" in said[-1]
     gate = read_onnx_header(out)["export"]["gate"]
     assert gate["images"] == 6
     assert gate["exported"]["runtime"] == "onnxruntime"
@@ -105,27 +126,59 @@ def test_a_damaged_file_is_deleted_and_the_exit_code_is_two(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("task", "damage", "given"),
+    [
+        pytest.param("detection", black_where_it_resizes, "images as they are", id="fit-of-a-detector"),
+        pytest.param("detection", one_pixel_is_image, "images as they are", id="default-of-a-detector"),
+        pytest.param("multitask", what_is_said_is_one_pixel, "images that are fitted already", id="contents-of-both"),
+    ],
+)
+def test_damage_that_effdenses_own_way_does_not_meet_is_seen(
+    task: str,
+    damage: Any,
+    given: str,
+    exported: Exported,
+    ready_made: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ready_made(damage)
+    flags = ["--out", str(tmp_path / "x.onnx"), "--tolerance", "5"]
+    assert export.main([str(checkpoint(exported, task)), *flags]) == 2
+    assert re.search(rf"images a second\), and mAP [\d.]+ given {given}, where", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_detectors_file_is_its_checkpoint_to_the_tenth_of_a_point(
     exported: Exported, ready_made: Any, tmp_path: Path
 ) -> None:
     ready_made()
     for runtime in ("onnxruntime", "openvino"):
         flags = ["--out", str(tmp_path / f"{runtime}.onnx"), "--runtime", runtime, "--threads", "1"]
-        assert export.main([str(checkpoint(exported, "detection")), *flags]) == 0
-        assert read_onnx_header(tmp_path / f"{runtime}.onnx")["export"]["gate"]["exported"]["runtime"] == runtime
+        # Of random weights, a grey level by which the file resizes otherwise is more than a tenth.
+        assert export.main([str(checkpoint(exported, "detection")), *flags, "--tolerance", "0.5"]) == 0
+        gate = read_onnx_header(tmp_path / f"{runtime}.onnx")["export"]["gate"]
+        assert gate["exported"]["runtime"] == runtime
+        assert gate["exported"]["points"] == pytest.approx(gate["checkpoint"]["points"], abs=0.1)
 
 
 def test_the_sample_is_as_large_as_was_asked_for(exported: Exported, ready_made: Any, tmp_path: Path) -> None:
     ready_made()
-    flags = ["--out", str(tmp_path / "x.onnx"), "--sample", "4"]
+    flags = ["--out", str(tmp_path / "x.onnx"), "--sample", "4", "--tolerance", "5"]
     assert export.main([str(checkpoint(exported, "detection")), *flags]) == 0
     assert read_onnx_header(tmp_path / "x.onnx")["export"]["gate"]["images"] == 4
 
 
 @pytest.mark.slow
-def test_selection_and_image_size_reach_the_file_and_its_checkpoint(exported: Exported, tmp_path: Path) -> None:
+def test_selection_and_image_size_reach_the_file_and_its_checkpoint(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small_export, "SIZES", [(96, 96), (70, 96), (96, 50)])  # random weights magnify a grey level
+    write_data(tmp_path / "data", exported.model.with_image_size(96))
     flags = ["--out", str(tmp_path / "x.onnx"), "--image-size", "96", "--max-detections", "50", "--nms-iou", "0.6"]
-    assert export.main([str(checkpoint(exported, "detection")), *flags, "--tolerance", "0.5"]) == 0
+    flags += ["--dataset", "coco", "--data-root", str(tmp_path / "data/boxes"), "--tolerance", "0.5"]
+    assert export.main([str(checkpoint(exported, "detection")), *flags]) == 0
     header = read_onnx_header(tmp_path / "x.onnx")
     assert header["preprocessing"]["image_size"] == 96
     assert header["selection"] == {"score_threshold": 0.001, "nms": "hard", "nms_iou": 0.6, "max_detections": 50}
@@ -195,6 +248,23 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(
     assert says.format(**places) in error
     assert len(error.splitlines()) == 1 or says.startswith("no data")  # which shows how the folder must look
     assert not list(tmp_path.rglob("*.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        pytest.param("--seg-data folder:{data}/pixels", "nothing of the boxes in the exported file", id="masks-alone"),
+        pytest.param("--det-data coco:{data}/boxes", "give both, --seg-data KIND:FOLDER as well", id="boxes-alone"),
+    ],
+)
+def test_a_model_of_both_is_not_proven_by_one(
+    flags: str, says: str, exported: Exported, ready_made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready_made(lambda file: pytest.fail("it was exported"))
+    flags = f"--out {tmp_path / 'x.onnx'} " + flags.format(data=exported.data)
+    assert export.main([str(exported.checkpoint), *flags.split()]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_that_score_nothing_cannot_prove_an_export(
