@@ -37,7 +37,7 @@ class FastCpuTraining(TorchFunctionMode):
     def __enter__(self) -> FastCpuTraining:
         """Begin."""
         self._before: Token[bool] = _active.set(True)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:

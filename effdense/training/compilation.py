@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 BACKEND = "inductor"
 
+_GRAPHS_A_PART = 8
+"""How often a part may be compiled, as for image sizes that change or another memory format; PyTorch's own limit."""
+
 _SIZES_TRIED = 8
 """Elements of the tensor that the compiler is tried on."""
 
@@ -58,10 +61,23 @@ def compile_parts(parts: Iterable[nn.Module | None], *, measures_gradients: bool
         import torch._functorch.config as functorch
 
         functorch.donated_buffer = False
-    for part in parts:
-        if part is not None:
-            part.compile(backend=BACKEND)
+    chosen = [part for part in parts if part is not None]
+    _allow_graphs(_GRAPHS_A_PART * len(chosen))
+    for part in chosen:
+        part.compile(backend=BACKEND)
     log.info("the network is compiled as it first runs: the first steps take longer, up to minutes")
+
+
+def _allow_graphs(number: int) -> None:
+    """Let PyTorch compile so many graphs of one function before it gives up and runs the rest as it is written.
+
+    All parts enter by the same function of ``nn.Module``, and share its limit.
+    """
+    import torch._dynamo.config as dynamo
+
+    for name in ("recompile_limit", "accumulated_recompile_limit", "cache_size_limit", "accumulated_cache_size_limit"):
+        if hasattr(dynamo, name):  # the first two since PyTorch 2.7, the others before
+            setattr(dynamo, name, max(number, getattr(dynamo, name)))
 
 
 def _try(x: Any) -> Any:

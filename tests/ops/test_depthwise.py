@@ -23,14 +23,14 @@ def paddings(kernel: int) -> set[Pads]:
 
 
 def gradients(
-    x: torch.Tensor, weight: torch.Tensor, upstream: torch.Tensor | None, stride: int, pads: Pads | None
-) -> list:  # type: ignore[type-arg]
+    x: torch.Tensor, weight: torch.Tensor, upstream: torch.Tensor, stride: int, pads: Pads | None
+) -> list[torch.Tensor]:
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     if pads is None:
         y = F.conv2d(x, weight, None, stride, 0, 1, len(weight))
     else:
         y = depthwise_conv2d(x, weight, (stride, stride), pads)
-    y.backward(upstream.to(y.dtype))
+    torch.autograd.backward(y, upstream.to(y.dtype))
     assert x.grad is not None
     assert weight.grad is not None
     return [y.detach(), x.grad, weight.grad]

@@ -8,11 +8,13 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo
 import torch._functorch.config as functorch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
@@ -20,6 +22,7 @@ from torch._dynamo.utils import counters
 from effdense.config import Parsed
 from effdense.errors import UserError
 from effdense.tasks.detection import run as detection
+from effdense.tasks.detection import train as training
 from effdense.tasks.detection.assign import assign
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.loss import DetectionLoss
@@ -82,6 +85,19 @@ def test_other_numbers_of_boxes_compile_nothing_anew(monkeypatch: pytest.MonkeyP
     for boxes in (0, 1, 7, 50):
         step(model, images, boxes)
     assert counter.frame_count == before
+
+
+def test_more_parts_and_sizes_than_pytorchs_limit_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    parts = [torch.nn.Sequential(torch.nn.Conv2d(3, 3 + number, 1)) for number in range(12)]
+    with dynamo.patch(recompile_limit=8):
+        compilation.compile_parts(parts)
+        counters.clear()
+        for size in (4, 6, 9):
+            for part in parts:
+                part(torch.rand(1, 3, size, size))
+    assert counters["stats"]["unique_graphs"] >= len(parts)
+    assert not [reason for reason in counters["unimplemented"] if "limit" in reason]
 
 
 def test_names_copies_and_the_average_know_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +196,30 @@ def test_a_compiled_run_leaves_the_files_of_a_plain_one(
     assert all(torch.equal(value, plain[name]) for name, value in tensors.items())
     model = load_state(tmp_path / "compiled" / "state.pt")["model"]
     assert not any("_orig_mod" in name for name in model)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["compiled-then-not", "then-compiled"])
+def test_a_run_resumed_with_the_other_setting_ends_as_one_never_stopped(
+    first: bool, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    monkeypatch.setattr(precision, "FastCpuTraining", nullcontext)
+    settings = SMALL | SMALL_HEAD | {"dataset": "coco", "data_root": labelled / "boxes", "arch": "d0", "epochs": 2}
+    config = detection.resolve(DetectionConfig(**settings, eval_every=2, out=tmp_path / "run"))
+    whole = read_tensors(training.train(config, tmp_path / "whole").parent / "last.safetensors")
+    finish = training.finish_epoch
+
+    def stop(*arguments: Any) -> None:
+        finish(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "finish_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(replace(config, compile=first), tmp_path / "run")
+    monkeypatch.setattr(training, "finish_epoch", finish)
+    training.train(replace(config, compile=not first), tmp_path / "run", resume=True)
+    resumed = read_tensors(tmp_path / "run" / "last.safetensors")
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
 def test_a_compiled_network_predicts_and_saves_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
