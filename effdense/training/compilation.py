@@ -8,7 +8,9 @@ without --compile know nothing of it. Copies of a compiled network, such as thos
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 
 from effdense.errors import UserError
 from effdense.training.device import choose_device
+from effdense.training.interrupt import InterruptWatch
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +45,9 @@ def check_compiler(device: str) -> None:
         torch.compile(_try, backend=BACKEND)(x)
     except Exception as error:  # whatever keeps a compiler from working, there are many
         needed = "Triton and a C compiler" if x.device.type == "cuda" else "a C++ compiler and Python's header files"
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"--compile does not work here: {reason[0]}. It needs {needed} (on Debian and Ubuntu: apt install g++ "
-            "python3-dev): install them, or leave --compile out"
+            f"--compile does not work here: {_first_line(error)}. It needs {needed} (on Debian and Ubuntu: apt install "
+            "g++ python3-dev): install them, or leave --compile out"
         ) from error
 
 
@@ -66,6 +68,49 @@ def compile_parts(parts: Iterable[nn.Module | None], *, measures_gradients: bool
     for part in chosen:
         part.compile(backend=BACKEND)
     log.info("the network is compiled as it first runs: the first steps take longer, up to minutes")
+
+
+@contextmanager
+def explained_compiling(watch: InterruptWatch, folder: Path) -> Iterator[None]:
+    """Say in a sentence that the compiler failed in the steps within: parts are compiled as they first run.
+
+    Ctrl-C and SIGTERM reach the compiler's own processes too, which end at once, where the loop would have finished its
+    step: such a failure is the interrupt that was asked for, and what was saved last is what remains.
+
+    Args:
+        watch: over the loop within.
+        folder: of the run.
+
+    Raises:
+        UserError: the network cannot be compiled.
+        KeyboardInterrupt: as from `InterruptWatch.stop`, where the watch has been asked to stop.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _of_compiler(error):
+            raise
+        if watch.requested:
+            message = f"Stopped while the network was being compiled; go on with: --resume {folder}"
+            raise KeyboardInterrupt(message) from error
+        raise UserError(
+            f"the network could not be compiled: {_first_line(error)}. Leave --compile out, in a run of its own: "
+            f"{folder} holds this one"
+        ) from error
+
+
+def _of_compiler(error: BaseException) -> bool:
+    """Whether an exception, or what caused it, is one of torch's compiler."""
+    origin = type(error).__module__
+    if origin.startswith(("torch._dynamo", "torch._inductor", "torch._functorch")):
+        return True
+    return error.__cause__ is not None and _of_compiler(error.__cause__)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # "backend='inductor' raised:", and then what
+    return said.rstrip(".:")
 
 
 def _allow_graphs(number: int) -> None:

@@ -23,7 +23,7 @@ from effdense.tasks.detection.plots import plot_training
 from effdense.tasks.detection.predict import Detector
 from effdense.tasks.detection.setup import Data, build_detector, check_batch, open_data, training_loader
 from effdense.training.checkpoint import load_state, save_state, state_bytes
-from effdense.training.compilation import check_compiler, compile_parts
+from effdense.training.compilation import check_compiler, compile_parts, explained_compiling
 from effdense.training.interrupt import InterruptWatch
 from effdense.training.learner import (
     Learner,
@@ -96,7 +96,7 @@ def train(config: DetectionConfig, folder: Path, *, resume: bool = False) -> Pat
     board = Board(folder / "tensorboard", purge_step=progress.step + 1 if resume else None)
     watch = InterruptWatch()
     try:
-        with watch:
+        with watch, explained_compiling(watch, folder):
             while progress.epoch < config.epochs and not stopped_early(learner, "mAP"):
                 losses, speed = train_one_epoch(run, watch)
                 lr = lr_at(learner, progress.step - 1)

@@ -26,7 +26,7 @@ from effdense.tasks.multitask.plots import plot_training
 from effdense.tasks.multitask.predict import Multitask
 from effdense.tasks.multitask.setup import Data, build_loss, build_multitask, open_data, training_loader
 from effdense.training.checkpoint import load_state, save_state, state_bytes
-from effdense.training.compilation import check_compiler, compile_parts
+from effdense.training.compilation import check_compiler, compile_parts, explained_compiling
 from effdense.training.interrupt import InterruptWatch
 from effdense.training.learner import (
     Learner,
@@ -107,7 +107,7 @@ def train(config: MultitaskConfig, folder: Path, *, resume: bool = False) -> Pat
     board = Board(folder / "tensorboard", purge_step=progress.step + 1 if resume else None)
     watch = InterruptWatch()
     try:
-        with watch:
+        with watch, explained_compiling(watch, folder):
             while progress.epoch < config.epochs and not stopped_early(learner, "mean of mAP and mIoU"):
                 losses, speed = train_one_epoch(run, watch)
                 lr = lr_at(learner, progress.step - 1)

@@ -27,7 +27,7 @@ from effdense.tasks.segmentation.setup import (
     training_loader,
 )
 from effdense.training.checkpoint import load_state, save_state, state_bytes
-from effdense.training.compilation import check_compiler, compile_parts
+from effdense.training.compilation import check_compiler, compile_parts, explained_compiling
 from effdense.training.interrupt import InterruptWatch
 from effdense.training.learner import (
     Learner,
@@ -100,7 +100,7 @@ def train(config: SegmentationConfig, folder: Path, *, resume: bool = False) -> 
     board = Board(folder / "tensorboard", purge_step=progress.step + 1 if resume else None)
     watch = InterruptWatch()
     try:
-        with watch:
+        with watch, explained_compiling(watch, folder):
             while progress.epoch < config.epochs and not stopped_early(learner, "mIoU"):
                 losses, speed = train_one_epoch(run, watch)
                 lr = lr_at(learner, progress.step - 1)
