@@ -13,7 +13,7 @@ import torch
 from effdense.tools.benchmarks import curves, evaluation, exports, inference, segmentation, starting
 from effdense.tools.benchmarks.batchnorm import settle_batchnorm
 from effdense.tools.benchmarks.checks import check_close, check_same_labels
-from effdense.tools.benchmarks.effdet_peer import check_detections, detector_pair
+from effdense.tools.benchmarks.effdet_peer import check_detections, detector_pair, scripted
 from effdense.tools.benchmarks.rows import BenchSettings, Unequal
 from effdense.tools.benchmarks.scenes import scene, write_jpeg
 from effdense.types import Detections
@@ -30,7 +30,8 @@ def in_pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("in_pytorch_alone")
 def test_detectors_are_measured_beside_effdet() -> None:
     rows = inference.run(QUICK)
-    assert [row.target for row in rows] == [2.0, None, None]
+    assert [row.target for row in rows] == [2.0, None, None, None, None]
+    assert [row.against for row in rows] == ["", inference.SCRIPTED, "", inference.SCRIPTED, ""]
     assert all(re.search(r"the same detections|9\d% of \d+ detections the same", row.note) for row in rows)
     assert all(row.ours > 0 and row.peer and row.ratio for row in rows)
 
@@ -47,7 +48,7 @@ def test_exported_files_are_measured_too(part: Any, least: int) -> None:
     pytest.importorskip("onnxruntime")
     rows = [row for row in part.run(QUICK) if "exported" in row.case]
     assert len(rows) >= least
-    assert all(row.target and row.ratio for row in rows)
+    assert all(row.ratio and bool(row.target) == (row.against == "") for row in rows)
 
 
 @pytest.mark.usefixtures("in_pytorch_alone")
@@ -189,6 +190,15 @@ def test_scores_spread_as_asked_on_both_sides() -> None:
     assert detections.scores[0] == pytest.approx(0.9, abs=1e-3)
     assert 5 < (theirs[:, 4] > 0.001).sum() <= 60
     assert check_detections("x", detections, theirs) == 1
+
+
+def test_the_scripted_peer_finds_what_the_plain_one_finds() -> None:
+    image = scene(128, 128)
+    peer = detector_pair("d0", 128, 5, image[None], candidates=60)[1]
+    through_script = scripted(peer, image[None])
+    assert isinstance(through_script.bench, torch.jit.ScriptModule)
+    assert not isinstance(peer.bench, torch.jit.ScriptModule)
+    np.testing.assert_allclose(through_script.boxes_of_array(image[None]), peer.boxes_of_array(image[None]), atol=1e-3)
 
 
 def test_a_scene_is_drawn_from_its_seed(tmp_path: Path) -> None:

@@ -69,10 +69,20 @@ def test_quartiles_of_one_value_are_that_value() -> None:
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2, 3, 4)
 
 
-def test_ways_run_in_turn_and_the_order_turns(clock: Clock) -> None:
-    samples = alternate({"a": clock.call("a", 1), "b": clock.call("b", 2)}, repeats=2, warmup=1)
-    assert clock.log == ["a", "b", "b", "a", "a", "b"]
-    assert samples == {"a": [1, 1], "b": [2, 2]}
+def test_every_way_runs_once_a_round_and_follows_any_other(clock: Clock) -> None:
+    calls = {name: clock.call(name, 1 + place) for place, name in enumerate("abc")}
+    samples = alternate(calls, repeats=19, warmup=1)
+    rounds = [clock.log[start : start + 3] for start in range(0, 60, 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len({tuple(one) for one in rounds}) == 6
+    assert samples == {"a": [1] * 19, "b": [2] * 19, "c": [3] * 19}
+
+
+def test_the_order_of_the_rounds_is_the_same_in_every_run(clock: Clock) -> None:
+    for _ in range(2):
+        alternate({name: clock.call(name, 1) for name in "abc"}, repeats=5)
+    half = len(clock.log) // 2
+    assert clock.log[:half] == clock.log[half:]
 
 
 def test_warm_up_does_not_count(clock: Clock) -> None:

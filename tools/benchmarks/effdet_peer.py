@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.001
 """What scores no more than this is no detection; effdet hands it out, ours does not."""
-
-
+SCRIPT_WARMUP = 3
+"""Calls after which TorchScript has watched and rewritten what it runs."""
 ACTIVE_CLASSES = 5
 """Of how many classes an image has candidates."""
 INACTIVE = 20.0
@@ -117,6 +117,27 @@ def detector_pair(
     peer = _faster(theirs, images[:1], size, mean, std, device)
     ours.to(memory_format=torch.channels_last)
     return Detector(ours, [f"class {n}" for n in range(classes)], image_size=size).to(device), peer
+
+
+def scripted(peer: EffdetPeer, images: UInt8) -> EffdetPeer:
+    """Return the peer through ``torch.jit.script``, run on images (B, S, S, 3) until TorchScript has optimised it.
+
+    The BatchNorms of effdet's heads have to be laid out level by level for that; the results are the same. TorchScript
+    refuses its lite networks, whose fusion has no weights.
+    """
+    import copy
+
+    import torch
+
+    bench: Any = copy.deepcopy(peer.bench)
+    bench.model.toggle_head_bn_level_first()
+    bench.to(memory_format=peer.memory_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has deprecated TorchScript
+        found = replace(peer, bench=torch.jit.script(bench.eval()))
+    for _ in range(SCRIPT_WARMUP):
+        found.boxes_of_array(images)
+    return found
 
 
 def fitting(size: int, mean: tuple[float, ...]) -> Any:

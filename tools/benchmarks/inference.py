@@ -3,6 +3,9 @@
 The weights are random. So that scores spread as after a training, the last layer of the class head is stretched, on
 both sides alike, until some hundreds of pairs of anchor and class score above 0.001, in a few classes; a second case
 leaves all of them near 0.01, where an untrained head puts them, which is the worst there is for selecting candidates.
+
+The targets belong to the peer as its documents run it. D0 stands beside the same through ``torch.jit.script``, too, which
+cannot take effdet's lite networks.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ CANDIDATES = 500
 """Pairs of anchor and class above 0.001 in an image, in the usual case."""
 FILE_HW = (480, 640)
 """Height and width of the image file."""
+SCRIPTED = "DetBenchPredict through torch.jit.script"
+
+Boxes = Callable[[], Float32]
+"""Runs a peer on one image: (1, 100, 6)."""
 
 
 def run(settings: BenchSettings) -> list[Row]:
@@ -45,7 +52,7 @@ def array_rows(settings: BenchSettings, folder: Path, candidates: int | None) ->
         folder: for files.
         candidates: see `detector_pair`; None is the worst case, without a target and in PyTorch alone.
     """
-    from effdense.tools.benchmarks.effdet_peer import detector_pair
+    from effdense.tools.benchmarks.effdet_peer import detector_pair, scripted
     from effdense.tools.benchmarks.scenes import scene
 
     size = 128 if settings.quick else 512
@@ -53,10 +60,12 @@ def array_rows(settings: BenchSettings, folder: Path, candidates: int | None) ->
     ours, peer = detector_pair("d0", size, CLASSES, image[None], candidates=candidates, device=settings.device)
     case = f"D0, {size} px" if candidates else f"D0, {size} px, all scores near 0.01"
     forms = _forms(ours, _new(folder, "array"), settings) if candidates else {PYTORCH: Form(ours, ours)}
-    notes = _checked(case, forms, image, lambda: peer.boxes_of_array(image[None])[0])
+    peers = {"": peer, SCRIPTED: scripted(peer, image[None])}
+    timed: dict[str, Boxes] = {name: partial(one.boxes_of_array, image[None]) for name, one in peers.items()}
+    notes = _checked(case, forms, image, timed)
     targets = {label: (2.0 if label == PYTORCH else 4.0) if candidates else None for label in forms}
     calls = {label: partial(form.timed.predict, image) for label, form in forms.items()}
-    return _timed(settings, case, calls, lambda: peer.boxes_of_array(image[None]), targets, notes, 30)
+    return _timed(settings, case, calls, timed, targets, notes, 30)
 
 
 def file_rows(settings: BenchSettings, folder: Path) -> list[Row]:
@@ -72,16 +81,16 @@ def file_rows(settings: BenchSettings, folder: Path) -> list[Row]:
     forms = _forms(ours, _new(folder, "file"), settings)
 
     def in_pixels_of_content() -> Float32:
-        found: Float32 = peer.boxes_of_file(path)[0]
-        found[:, :4] *= content.shape[1] / FILE_HW[1]
+        found = peer.boxes_of_file(path)
+        found[..., :4] *= content.shape[1] / FILE_HW[1]
         return found
 
-    notes = _checked(case, forms, content, in_pixels_of_content)
+    notes = _checked(case, forms, content, {"": in_pixels_of_content})
     apart = f"for the same pixels; those that PIL and OpenCV resize differ by {_apart(ours, path, padded):.1f} of 255"
     notes = {label: f"{note} ({apart})" for label, note in notes.items()}
     targets = {label: None if label == PYTORCH else 6.0 for label in forms}
     calls = {label: partial(form.timed.predict, path) for label, form in forms.items()}
-    return _timed(settings, case, calls, lambda: peer.boxes_of_file(path), targets, notes, 40)
+    return _timed(settings, case, calls, {"": partial(peer.boxes_of_file, path)}, targets, notes, 40)
 
 
 def _forms(ours: Detector, folder: Path, settings: BenchSettings) -> dict[str, Form]:
@@ -90,8 +99,8 @@ def _forms(ours: Detector, folder: Path, settings: BenchSettings) -> dict[str, F
     return forms_of(ours, export_detector, folder, device=settings.device, threads=settings.threads)
 
 
-def _checked(case: str, forms: dict[str, Form], image: UInt8, peer: Callable[[], Float32]) -> dict[str, str]:
-    """Return a note for each form that finds what the peer finds in the same pixels.
+def _checked(case: str, forms: dict[str, Form], image: UInt8, peers: Mapping[str, Boxes]) -> dict[str, str]:
+    """Return a note for each form that finds what every peer finds in the same pixels.
 
     Raises:
         Unequal: one does not.
@@ -100,10 +109,11 @@ def _checked(case: str, forms: dict[str, Form], image: UInt8, peer: Callable[[],
 
     notes = {}
     with every_digit():
-        expected = peer()
+        expected = [boxes()[0] for boxes in peers.values()]
         for label, form in forms.items():
-            share = check_detections(f"{case}, {label}", form.checked.predict(image), expected, least=0.97)
-            same = "the same detections" if share == 1 else f"{share:.0%} of {len(expected)} detections the same"
+            found = form.checked.predict(image)
+            share = min(check_detections(f"{case}, {label}", found, one, least=0.97) for one in expected)
+            same = "the same detections" if share == 1 else f"{share:.0%} of {len(expected[0])} detections the same"
             notes[label] = f"{same}, {form.note}" if form.note else same
     return notes
 
@@ -143,14 +153,14 @@ def _timed(
     settings: BenchSettings,
     case: str,
     calls: Mapping[str, Callable[[], object]],
-    peer: Callable[[], object],
+    peers: Mapping[str, Boxes],
     targets: dict[str, float | None],
     notes: dict[str, str],
     rounds: int,
 ) -> list[Row]:
-    """Run all ways and the peer in turn; return a row a way."""
+    """Run all ways and the peers in turn; return a row for each way and peer, the targets beside the first of these."""
     samples = alternate(
-        {**calls, "peer": peer},
+        {**calls, **peers},
         repeats=settings.rounds(rounds),
         warmup=1 if settings.quick else 3,
         synchronise=synchroniser(settings.device),
@@ -159,10 +169,12 @@ def _timed(
     return [
         row(
             f"{case}, {label}",
-            Ratio.of(samples[label], samples["peer"]),
-            target=targets[label],
+            Ratio.of(samples[label], samples[name]),
+            target=None if name else targets[label],
             note=notes[label],
+            against=name,
         )
+        for name in peers
         for label in calls
     ]
 

@@ -23,7 +23,8 @@ def run(settings: BenchSettings) -> list[Row]:
     """Compare losses and gradients, then measure memory and time."""
     import torch
 
-    ours, peer, outputs, logits_bytes = build(settings.device, 128 if settings.quick else SIZE)
+    size = 128 if settings.quick else SIZE
+    ours, peer, outputs, logits_bytes = build(settings.device, size)
     check_close("loss", ours(), peer(), 1e-5)
     gradients = [torch.autograd.grad(loss(), outputs) for loss in (ours, peer)]
     for mine, theirs in zip(*gradients, strict=True):
@@ -38,7 +39,7 @@ def run(settings: BenchSettings) -> list[Row]:
         synchronise=synchroniser(settings.device),
     )
     note = "loss and gradients equal to 1e-5"
-    case = f"batch {BATCH}, {CLASSES} classes, {SIZE} px"
+    case = f"batch {BATCH}, {CLASSES} classes, {size} px"
     return [
         amount(f"saved for backward, {case}", *saved, unit="logits", target=MOST_SAVED, target_is="most", note=note),
         row(f"forward and backward, {case}", Ratio.of(samples["ours"], samples["peer"]), note=note),
