@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from effdense.backbones.measure import count_parameters
+from effdense.inference_form import InferenceForm
 from effdense.types import UInt8
 
 _WARM_UP = 2
@@ -119,7 +120,8 @@ def measure_costs(
     models = [runner.model for runner in runners]
     predict = alternating_ms([partial(runner.predict, pixels) for runner in runners], repeats, device)
     with torch.inference_mode():
-        network = alternating_ms([partial(model, planes) for model in models], repeats, device)
+        forms = [InferenceForm(model).network for model in models]  # what predicts
+        network = alternating_ms([partial(form, planes) for form in forms], repeats, device)
 
     def cost(which: Sequence[int]) -> Cost:
         held = [models[i] for i in which]

@@ -162,7 +162,8 @@ def test_both_in_turn_cost_what_both_cost_and_one_peak() -> None:
     kept = 100 * (4 * 4 + 4 + 8)
     assert found.in_turn.peak_bytes - found.in_turn.weight_bytes == one.peak_bytes - one.weight_bytes + kept
     assert found.ratio("parameters") == 0.5
-    assert 0 < one.network_ms <= 2 * one.predict_ms
+    assert one.network_ms > 0
+    assert one.predict_ms > 0
 
 
 def test_models_for_different_sizes_are_not_compared() -> None:

@@ -213,4 +213,4 @@ def test_settings_that_make_no_sense_are_refused(values: dict[str, Any], says: s
 
 def test_a_split_without_a_data_set_would_be_ignored() -> None:
     assert "split" in ignored_settings(PredictConfig(Path("m"), (Path("a"),)))
-    assert not ignored_settings(PredictConfig(Path("m"), dataset="demo"))
+    assert "split" not in ignored_settings(PredictConfig(Path("m"), dataset="demo"))
