@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from effdense.config import Parsed, load_yaml, to_yaml
 from effdense.errors import UserError
-from effdense.files import write_atomically
+from effdense.files import require_writable, write_atomically
 from effdense.training.checkpoint import require_space
 from effdense.training.device import choose_device
 from effdense.training.precision import choose_precision
@@ -43,15 +43,19 @@ def begin_run(
         train: takes the resolved settings, the folder and ``resume``; returns the path of the best model.
 
     Raises:
-        UserError: settings that contradict each other, a folder with another run, or anything that ``train`` raises.
+        UserError: settings that contradict each other, a folder with another run or that cannot be
+            written to, or anything that ``train`` raises.
     """
     config = parsed.config
     if config.resume is not None:
-        return train(resolve(resumed(parsed)), config.resume, resume=True)
+        kept = resumed(parsed)
+        require_writable(config.resume)
+        return train(resolve(kept), config.resume, resume=True)
     parsed.refuse_ignored(ignored(config))
     config = resolve(config)
     assert config.out is not None
     refuse_second_run(config.out)
+    require_writable(config.out)
     return train(config, config.out)
 
 

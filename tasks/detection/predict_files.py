@@ -20,7 +20,7 @@ from effdense.datasets.prediction_files import (
     sample_groups,
 )
 from effdense.drawing import draw_detections
-from effdense.files import write_atomically
+from effdense.files import require_writable, write_atomically
 from effdense.pictures import write_picture
 from effdense.prediction import PredictSettings
 from effdense.tasks.detection.metrics.tables import DetectionTable
@@ -150,6 +150,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     Raises:
         UserError: anything about the model, the images or the disk that the user can mend.
     """
+    require_writable(config.out)
     detector = open_detector(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     images: Sequence[Path] | DetectionIndex
     if config.dataset == "none":

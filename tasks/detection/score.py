@@ -13,6 +13,7 @@ from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
 from effdense.datasets.roots import ready_root
 from effdense.datasets.sampling import spread
+from effdense.files import require_writable
 from effdense.tasks.detection.evaluate import Evaluation, evaluate, limits_of
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
 from effdense.tasks.detection.metrics.confusion import confusion_matrix
@@ -48,6 +49,8 @@ def score(config: ScoreConfig) -> Scores:
     Raises:
         UserError: anything about files, classes or settings that the user can mend.
     """
+    if config.out is not None:
+        require_writable(config.out)
     if config.predictions is not None:
         return score_files(config)
     return score_model(config)

@@ -14,6 +14,7 @@ from pathlib import Path
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.prediction_files import find_images, open_images, sample_groups
 from effdense.drawing import Color, class_color, draw_detections, mask_color
+from effdense.files import require_writable
 from effdense.tasks.detection.metrics.tables import DetectionTable
 from effdense.tasks.detection.predict_files import RESULTS, left_of, open_split, write_results
 from effdense.tasks.multitask.opening import AnyMultitask, open_multitask_model
@@ -104,6 +105,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     Raises:
         UserError: anything about the model, the images or the disk that the user can mend.
     """
+    require_writable(config.out)
     multitask = open_multitask_model(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     images: Sequence[Path] | DetectionIndex
     if config.dataset == "none":

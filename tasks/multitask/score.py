@@ -13,6 +13,7 @@ from effdense.datasets.multitask_opening import open_multitask
 from effdense.datasets.roots import ready_root
 from effdense.datasets.sampling import spread
 from effdense.datasets.segmentation_index import SegmentationIndex
+from effdense.files import require_writable
 from effdense.tasks.detection import score as detection
 from effdense.tasks.multitask.evaluate import MultitaskEvaluation, evaluate
 from effdense.tasks.multitask.opening import AnyMultitask, open_multitask_model
@@ -48,6 +49,8 @@ def score(config: ScoreConfig) -> Scores:
     Raises:
         UserError: anything about files, classes or settings that the user can mend.
     """
+    if config.out is not None:
+        require_writable(config.out)
     multitask = open_multitask_model(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     changes = {
         name: getattr(config, name)

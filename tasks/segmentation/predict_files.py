@@ -23,7 +23,7 @@ from effdense.datasets.prediction_files import (
 )
 from effdense.drawing import Color, draw_mask, mask_color, with_legend
 from effdense.errors import UserError
-from effdense.files import replacing, write_atomically
+from effdense.files import replacing, require_writable, write_atomically
 from effdense.pictures import write_index_png, write_picture
 from effdense.tasks.segmentation.opening import AnySegmenter, open_segmenter
 from effdense.tasks.segmentation.predict_config import PredictConfig
@@ -240,6 +240,7 @@ def run_prediction(config: PredictConfig) -> Predicted:
     Raises:
         UserError: anything about the model, the images or the disk that the user can mend.
     """
+    require_writable(config.out)
     segmenter = open_segmenter(config.model, device=config.device, runtime=config.runtime, threads=config.threads)
     segmenter = segmenter.with_inference(
         window=config.window, stride=config.stride, scene_size=config.scene_size, tta=config.tta

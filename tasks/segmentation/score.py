@@ -13,6 +13,7 @@ from effdense.datasets.sampling import spread
 from effdense.datasets.segmentation_doctor import examine_masks
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.datasets.segmentation_opening import match_segmentation_classes, open_segmentation
+from effdense.files import require_writable
 from effdense.tasks.segmentation.evaluate import evaluate
 from effdense.tasks.segmentation.metrics.boundary import BoundaryIou
 from effdense.tasks.segmentation.metrics.calibration import CalibrationError
@@ -48,6 +49,8 @@ def score(config: ScoreConfig) -> Scores:
     Raises:
         UserError: anything about files, classes or settings that the user can mend.
     """
+    if config.out is not None:
+        require_writable(config.out)
     if config.predictions is not None:
         return score_files(config)
     return score_model(config)

@@ -203,6 +203,9 @@ REFUSED = [
     pytest.param("{seg} {photos} --window 64 --stride 65", "stride is 65, more than the window's 64", id="stride"),
     pytest.param("{seg} {photos} --window 900000 --scene-size 0", "use a smaller --window", id="more-than-memory"),
     pytest.param("{seg} {photos} --tta hflp", "did you mean 'hflip'", id="tta"),
+    pytest.param("{det} {photos} --out {text}/a", "nothing can be written to {text}/a", id="unwritable"),
+    pytest.param("{seg} {photos} --out {text}/a", "nothing can be written to {text}/a", id="unwritable-of-a-segmenter"),
+    pytest.param("{multi} {photos} --out {text}/a", "nothing can be written to {text}/a", id="unwritable-of-both"),
 ]
 
 
