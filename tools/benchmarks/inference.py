@@ -4,7 +4,7 @@ The weights are random. So that scores spread as after a training, the last laye
 both sides alike, until some hundreds of pairs of anchor and class score above 0.001, in a few classes; a second case
 leaves all of them near 0.01, where an untrained head puts them, which is the worst there is for selecting candidates.
 
-The targets belong to the peer as its documents run it. D0 stands beside the same through ``torch.jit.script``, too, which
+The targets belong to the peer as its documents run it. D0 stands beside it through ``torch.jit.script`` too, which
 cannot take effdet's lite networks.
 """
 

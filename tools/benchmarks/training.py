@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from effdense.tools.benchmarks.scenes import scene, write_jpeg
 from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from effdense.tasks.detection.config import DetectionConfig
     from effdense.tasks.detection.train import Run
     from effdense.tools.benchmarks.training_peer import Peer
@@ -44,6 +47,8 @@ class Case:
 
 CASES = (Case("lite0", 320, 8, 3), Case("d0", 512, 4, 2))
 QUICK = (Case("lite0", 128, 2, 1),)
+BATCHES_ON_A_GPU = 24
+"""An epoch of a few batches would be the start of the workers' queue."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def ways(device: str) -> tuple[Way, ...]:
         return (
             Way("bf16", {"amp": "bf16"}, target=ON_A_GPU),
             Way("bf16, compiled", {"amp": "bf16", "compile": True}, target=ON_A_GPU),
-            Way("bf16, peer too", {"amp": "bf16"}, peer_amp=True),
+            Way("both bf16", {"amp": "bf16"}, peer_amp=True),
+            Way("both bf16, ours compiled", {"amp": "bf16", "compile": True}, peer_amp=True),
         )
     return (
         Way("same layers, both float32", {"amp": "off"}, target=SAME_LAYERS),
@@ -83,7 +89,8 @@ def ways(device: str) -> tuple[Way, ...]:
 def run(settings: BenchSettings) -> list[Row]:
     """Measure every case in every way."""
     rows = []
-    for case in QUICK if settings.quick else CASES:
+    for usual in QUICK if settings.quick else CASES:
+        case = replace(usual, batches=BATCHES_ON_A_GPU) if settings.device == "cuda" else usual
         with tempfile.TemporaryDirectory() as folder:
             root = write_photos(Path(folder) / "voc", case.batch_size * case.batches)
             for way in ways(settings.device):
@@ -95,8 +102,12 @@ def measure(settings: BenchSettings, case: Case, way: Way, root: Path, folder: P
     """Return the row of a case run one way; first both train on one batch's outputs with the same weights."""
     from effdense.tools.benchmarks.training_peer import build_peer
 
-    peer = build_peer(root, NAMES, case.arch, case.size, case.batch_size, device=settings.device, amp=way.peer_amp)
-    config = our_config(case, root, settings.device, same_weights(case, peer, folder), way.settings)
+    workers = min(8, os.cpu_count() or 1) if settings.device == "cuda" else 0
+    peer = build_peer(
+        root, NAMES, case.arch, case.size, case.batch_size, device=settings.device, amp=way.peer_amp, workers=workers
+    )
+    changes = {"workers": workers, **way.settings}
+    config = our_config(case, root, settings.device, same_weights(case, peer, folder), changes)
     with our_run(config, Path(tempfile.mkdtemp(dir=folder)) / "run") as started:
         check_same_step(started, peer)
         samples = alternate(
@@ -108,6 +119,10 @@ def measure(settings: BenchSettings, case: Case, way: Way, root: Path, folder: P
     images = case.batch_size * case.batches
     precision = started.learner.precision.name
     note = f"ours {precision}, the peer {'bf16' if way.peer_amp else 'fp32'}"
+    if config.freeze_stages:
+        note += ", which trains all layers"
+    if workers:
+        note += f"; {workers} workers and page-locked memory each"
     ratio = Ratio.of(samples["ours"], samples["peer"])
     return row(f"{case}: {way.says}", ratio, target=way.target, unit="images/s", units_per_sample=images, note=note)
 
@@ -168,7 +183,9 @@ def our_epoch(run: Run) -> Callable[[], object]:
 
 
 def check_same_step(run: Run, peer: Peer) -> None:
-    """See that both networks give one batch the same loss, in evaluation mode and float32.
+    """See that both networks give one batch the same loss and, where nothing is frozen, train the same layers alike.
+
+    In evaluation mode and float32, as the batch's own statistics would carry rounding from layer to layer.
 
     Raises:
         Unequal: they do not.
@@ -176,23 +193,41 @@ def check_same_step(run: Run, peer: Peer) -> None:
     import torch
 
     from effdense.tasks.detection.assign import assign
+    from effdense.tasks.detection.loss import BOX_WEIGHT
     from effdense.tools.benchmarks.effdet_parts import effdet_boxes
 
     model, device = run.detector.model, run.detector.device
     batch = next(iter(run.loader)).to(device)
     run.learner.model.eval()
-    peer.network.eval()
+    class_logits, box_codes = model(batch.images)
+    targets = assign(model.anchors((run.detector.image_size,) * 2), batch.boxes_xyxy, batch.labels, batch.ignore)
+    losses = run.loss(class_logits, box_codes, targets)
+    boxes, classes = effdet_boxes(batch.boxes_xyxy, batch.labels)
     with torch.no_grad():
-        class_logits, box_codes = model(batch.images)
-        targets = assign(model.anchors((run.detector.image_size,) * 2), batch.boxes_xyxy, batch.labels, batch.ignore)
-        losses = run.loss(class_logits, box_codes, targets)
-        boxes, classes = effdet_boxes(batch.boxes_xyxy, batch.labels)
         pixels = model.backbone.normalise(batch.images)
-        peer.bench.train()
-        peer.network.eval()
-        theirs = peer.bench(pixels, {"bbox": boxes, "cls": classes})
+    peer.bench.train()
+    peer.network.eval()
+    theirs = peer.bench(pixels, {"bbox": boxes, "cls": classes})
     check_close("class loss", losses["class"], theirs["class_loss"], 1e-3)
     check_close("box loss", losses["box"], theirs["box_loss"], 1e-3)
+    if run.config.freeze_stages == 0:
+        (losses["class"] + BOX_WEIGHT * losses["box"]).backward()
+        theirs["loss"].backward()
+        mine, others = (trained(network) for network in (model, peer.network))
+        # effdet's separable convolutions keep biases before a BatchNorm, which takes them away again
+        check_close("number of trained parameters", mine[0], others[0], 1e-3)
+        check_close("norm of the gradients", mine[1], others[1], 1e-2)
+    run.learner.model.zero_grad(set_to_none=True)
+    peer.network.zero_grad(set_to_none=True)
+
+
+def trained(network: nn.Module) -> tuple[int, float]:
+    """Return how many parameters of a network are trained, and the norm of the kernels' gradients."""
+    import torch
+
+    parameters = [one for one in network.parameters() if one.requires_grad]
+    gradients = [one.grad for one in parameters if one.grad is not None and one.ndim == 4]
+    return sum(one.numel() for one in parameters), float(torch.nn.utils.get_total_norm(gradients))
 
 
 def write_photos(root: Path, images: int) -> Path:

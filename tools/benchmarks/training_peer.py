@@ -38,7 +38,15 @@ class Peer:
 
 
 def build_peer(
-    root: Path, names: tuple[str, ...], arch: str, size: int, batch_size: int, *, device: str, amp: bool
+    root: Path,
+    names: tuple[str, ...],
+    arch: str,
+    size: int,
+    batch_size: int,
+    *,
+    device: str,
+    amp: bool,
+    workers: int = 0,
 ) -> Peer:
     """Return effdet with AdamW, clipping and a schedule on a VOC folder's trainval split.
 
@@ -50,6 +58,7 @@ def build_peer(
         batch_size: images a step.
         device: ``cpu`` or ``cuda``.
         amp: run the network under autocast to bfloat16; effdet computes its loss in float32.
+        workers: processes that load, which stay from epoch to epoch; on a GPU batches come in page-locked memory.
     """
     import torch
     from torch.utils.data import DataLoader
@@ -60,15 +69,27 @@ def build_peer(
 
     bench = DetBenchTrain(network, create_labeler=True).to(device)
     photos: Any = _Photos([_Photo(root, name, names, size) for name in _split(root)])
-    loader: Any = DataLoader(photos, batch_size, shuffle=True, collate_fn=_collate, drop_last=True)
+    loader: Any = DataLoader(
+        photos,
+        batch_size,
+        shuffle=True,
+        collate_fn=_collate,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=device == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+    )
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(step / 1e4)))
 
     def epoch() -> None:
         network.train()
+        total = torch.zeros((), device=device)
         for images, boxes, classes in loader:
-            images = images.to(device, memory_format=torch.channels_last)
-            target = {"bbox": [one.to(device) for one in boxes], "cls": [one.to(device) for one in classes]}
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            there = [[one.to(device, non_blocking=True) for one in some] for some in (boxes, classes)]
+            target = {"bbox": there[0], "cls": there[1]}
             with torch.autocast(device, torch.bfloat16, enabled=amp):
                 loss = bench(images, target)["loss"]
             optimizer.zero_grad()
@@ -76,7 +97,8 @@ def build_peer(
             torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
             optimizer.step()
             schedule.step()
-            loss.item()  # for the log, as such loops have it
+            total += loss.detach()
+        total.item()  # for the log; once an epoch, so that no step waits for a GPU
 
     return Peer(network, bench, epoch)
 
@@ -134,6 +156,13 @@ class _Photos:
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.photos[position].sample()
+
+
+def _one_thread(worker: int) -> None:
+    """Leave the cores to the other workers."""
+    import cv2
+
+    cv2.setNumThreads(0)
 
 
 def _collate(samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> tuple[Any, list[Any], list[Any]]:
