@@ -1,41 +1,27 @@
 """What an exported ONNX file says of itself: the header of a model file, kept in the metadata of the ONNX model.
 
-It is read from the protocol buffer's outermost fields, so that it takes neither a package nor the weights: the fields
-before it are skipped by their lengths.
+It is read from the protocol buffer itself, so that it takes neither a package nor the weights.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from effdense.errors import UserError
 from effdense.model_header import FORMAT, HEADER_KEY, parse_header
 from effdense.model_parts import DETECTION, SEGMENTATION
+from effdense.runtime.header_checks import check_header
+from effdense.runtime.onnx_bytes import NotOnnxError, Outline, read_outline
 
 SUFFIX = ".onnx"
 """How an exported file's name ends."""
 
 EXPORT = "export"
 """In the header: how the file was made, and how it compares with its checkpoint."""
-
-_VARINT, _BYTES = 0, 2
-"""Wire types of a protocol buffer: a number, and bytes of a stated length."""
-
-_MODEL_FIELDS = {1: _VARINT, 5: _VARINT, **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), _BYTES)}
-"""Field numbers of onnx.proto's ModelProto, and how each is written."""
-
-_GRAPH, _METADATA = 7, 14
-_KEY, _VALUE = 1, 2
-"""Field numbers of a StringStringEntryProto, of which the metadata consist."""
-
-
-class _NotOnnxError(ValueError):
-    """The bytes are no whole ONNX model."""
 
 
 def is_exported(path: str | Path) -> bool:
@@ -72,10 +58,11 @@ def read_onnx_header(path: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: there is no such file, it is no whole ONNX file, or effdense did not export it, or its header is
-            damaged.
+            damaged or does not fit its network.
     """
     path = Path(path)
-    metadata = read_metadata(path)
+    outline = _outline(path)
+    metadata = outline.metadata
     if HEADER_KEY not in metadata:
         raise UserError(
             f"{path} is an ONNX file that effdense did not export, so what goes in and comes out is unknown; make one "
@@ -84,6 +71,8 @@ def read_onnx_header(path: str | Path) -> dict[str, Any]:
     header = parse_header(metadata[HEADER_KEY], path)
     if not isinstance(header.get(EXPORT), dict):
         raise UserError(f"the header of {path} is damaged (it says nothing of its export); export it again")
+    with header_errors_explained(path):
+        check_header(header, header[EXPORT], outline.shapes)
     return header
 
 
@@ -93,17 +82,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: there is no such file, or it is no whole ONNX file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no model file {path}")
-    try:
-        with path.open("rb") as file:
-            return _metadata_of(file, path.stat().st_size)
-    except (_NotOnnxError, OSError) as error:
-        raise UserError(
-            f"{path} is not a whole ONNX file ({error}); expected one that effdense export wrote: fetch it or export "
-            "it again"
-        ) from error
+    return _outline(Path(path)).metadata
 
 
 @contextlib.contextmanager
@@ -124,50 +103,13 @@ def header_errors_explained(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _metadata_of(file: BinaryIO, size: int) -> dict[str, str]:
-    found: dict[str, str] = {}
-    seen: set[int] = set()
-    while file.tell() < size:
-        tag = _varint(file)
-        field, wire = tag >> 3, tag & 7
-        if _MODEL_FIELDS.get(field) != wire:
-            raise _NotOnnxError("its bytes are not those of a model")
-        seen.add(field)
-        value = _varint(file)  # the number itself, or how many bytes follow
-        if wire == _VARINT:
-            continue
-        if file.tell() + value > size:
-            raise _NotOnnxError(f"it ends after {size} bytes, in the middle of its content")
-        if field == _METADATA:
-            key, text = _entry(file.read(value))
-            found[key] = text
-        else:
-            file.seek(value, 1)
-    if _GRAPH not in seen:
-        raise _NotOnnxError("it has no graph")
-    return found
-
-
-def _entry(content: bytes) -> tuple[str, str]:
-    """Return key and value of one text."""
-    file, parts = io.BytesIO(content), {_KEY: b"", _VALUE: b""}
-    while file.tell() < len(content):
-        tag = _varint(file)
-        length = _varint(file)
-        if tag & 7 != _BYTES or tag >> 3 not in parts or file.tell() + length > len(content):
-            raise _NotOnnxError("its metadata are damaged")
-        parts[tag >> 3] = file.read(length)
-    return parts[_KEY].decode(errors="replace"), parts[_VALUE].decode(errors="replace")
-
-
-def _varint(file: BinaryIO) -> int:
-    """Read a number of up to 64 bits, seven in a byte, the lowest first."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            raise _NotOnnxError("it ends in the middle of its content")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise _NotOnnxError("its bytes are not those of a model")
+def _outline(path: Path) -> Outline:
+    if not path.is_file():
+        raise UserError(f"there is no model file {path}")
+    try:
+        return read_outline(path)
+    except (NotOnnxError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole ONNX file ({error}); expected one that effdense export wrote: fetch it or export "
+            "it again"
+        ) from error
