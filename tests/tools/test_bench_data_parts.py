@@ -62,6 +62,7 @@ def test_workers_share_our_columns(tmp_path: Path) -> None:
     ours, theirs = (fork_and_measure(kind, path, 2) for kind in ("ours", "torchvision"))
     assert 0 < ours.private_mib < theirs.private_mib
     assert ours.total_mib > ours.private_mib
+    assert ours.labels == theirs.labels == 20_000
 
 
 def test_loading_is_measured_beside_both_peers_and_leaves_threads_as_they_were() -> None:
@@ -76,10 +77,37 @@ def test_loading_is_measured_beside_both_peers_and_leaves_threads_as_they_were()
 
 def test_all_three_make_images_of_the_size_that_is_asked_for(tmp_path: Path) -> None:
     index = loading.write_photos(tmp_path, 2)
-    assert loading.our_loader(index, 96)() == [(96, 96, 3)] * 2
-    assert loading.effdet_loader(index, 96)() == [(3, 96, 96)] * 2
-    assert [tuple(shape) for shape in loading.torchvision_loader(index, 96)()] == [(3, 96, 96)] * 2
+    assert loading.load_all(loading.our_loader(index, 96), 2) == [(96, 96, 3)] * 2
+    assert loading.load_all(loading.effdet_loader(index, 96), 2) == [(3, 96, 96)] * 2
+    assert loading.load_all(loading.torchvision_loader(index, 96), 2) == [(3, 96, 96)] * 2
     assert np.array_equal(index.sample(0).boxes_xyxy, index.boxes_xyxy[:8])
+
+
+def test_without_draws_all_make_the_same_of_an_image(tmp_path: Path) -> None:
+    index = loading.write_photos(tmp_path, 2)
+    makers = (loading.our_loader, loading.effdet_loader, loading.torchvision_loader)
+    loading.check_same_images({make.__name__: make(index, 320, still=True) for make in makers}, 2)
+
+
+@pytest.mark.parametrize(
+    ("image", "boxes", "told"),
+    [
+        (np.full((8, 8, 3), 100, np.uint8), np.ones((1, 4)), None),
+        (np.full((3, 8, 8), 101, np.uint8), np.full((1, 4), 1.5), None),
+        (np.zeros((5, 5, 3), np.uint8), np.ones((1, 4)), "shape"),
+        (np.zeros((8, 8, 3), np.uint8), np.ones((1, 4)), "pixels are 100"),
+        (np.full((8, 8, 3), 100, np.uint8), np.full((1, 4), 9.0), "boxes are 8.0 px apart"),
+        (np.full((8, 8, 3), 100, np.uint8), np.ones((2, 4)), "number of boxes"),
+    ],
+    ids=["same", "near", "size", "black", "moved", "more"],
+)
+def test_other_images_are_not_timed(image, boxes, told: str | None) -> None:
+    loads = {"ours": lambda _: (np.full((8, 8, 3), 100, np.uint8), np.ones((1, 4))), "peer": lambda _: (image, boxes)}
+    if told is None:
+        loading.check_same_images(loads, 1)
+        return
+    with pytest.raises(Unequal, match=f"ours beside peer, image 0: {told}"):
+        loading.check_same_images(loads, 1)
 
 
 @pytest.mark.usefixtures("in_this_process")

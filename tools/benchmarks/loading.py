@@ -1,6 +1,8 @@
 """Image files to augmented training images, on one core, beside effdet's and torchvision's own ways; and more workers.
 
-All three flip, scale by a factor of 0.1 to 2 and crop or pad to a square, with boxes: EfficientDet's augmentation.
+All three flip, scale by a factor of 0.1 to 2 and crop or pad to a square, with boxes: EfficientDet's augmentation. What
+each draws is its own, so before they are timed they are compared without flips and at scale 1: same size, same boxes,
+and pixels as near as ways to shrink an image come.
 """
 
 from __future__ import annotations
@@ -8,14 +10,16 @@ from __future__ import annotations
 import random
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from effdense.tools.benchmarks.rows import BenchSettings, Curve, Line, Part, Row, row
+from effdense.tools.benchmarks.checks import check_close
+from effdense.tools.benchmarks.rows import BenchSettings, Curve, Line, Part, Row, Unequal, row
 from effdense.tools.benchmarks.scenes import scene, write_jpeg
 from effdense.tools.benchmarks.timing import Ratio, alternate
 
@@ -28,6 +32,12 @@ SCALE = (0.1, 2.0)
 FILL = (124, 116, 104)
 TARGET = 2.0
 WORKERS = (1, 2, 4, 8)
+CHECKED = 4
+"""Images that are compared."""
+PIXELS, EDGES = 2.0, 0.5
+"""How far images may be apart on average, in grey levels of 255, and edges of boxes, in pixels."""
+Load = Callable[[int], tuple[Any, Any]]
+"""Loads the image of a row: pixels (H, W, 3) or (3, H, W), uint8, and boxes_xyxy (N, 4)."""
 _BOXES = 8
 _BATCH = 8
 
@@ -53,9 +63,16 @@ def run(settings: BenchSettings) -> list[Row]:
 
 
 def _rows(settings: BenchSettings, index: DetectionIndex, size: int) -> list[Row]:
-    peers = {"effdet's PIL loader": effdet_loader(index, size), "torchvision v2": torchvision_loader(index, size)}
-    ours = {"": our_loader(index, size), ", --fast-decode": our_loader(index, size, fast_decode=True)}
-    samples = alternate(ours | peers, repeats=settings.rounds(15), warmup=1)
+    makers: dict[str, Callable[..., Load]] = {
+        "": partial(our_loader, index, size),
+        ", --fast-decode": partial(our_loader, index, size, fast_decode=True),
+        "effdet's PIL loader": partial(effdet_loader, index, size),
+        "torchvision v2": partial(torchvision_loader, index, size),
+    }
+    peers = list(makers)[2:]
+    check_same_images({name or "ours": make(still=True) for name, make in makers.items()}, min(CHECKED, len(index)))
+    calls = {name: partial(load_all, make(), len(index)) for name, make in makers.items()}
+    samples = alternate(calls, repeats=settings.rounds(15), warmup=1)
     notes = {
         "": "pixels as evaluation has them",
         ", --fast-decode": "JPEG decoded at 1/2 to 1/8 where it is shrunk; bilinear down to a half",
@@ -82,7 +99,9 @@ def write_photos(folder: Path, count: int) -> DetectionIndex:
     height, width = IMAGE_HW
     names = [write_jpeg(folder / f"{seed}.jpg", scene(height, width, seed)).name for seed in range(count)]
     rng = np.random.default_rng(0)
-    corners = np.sort(rng.uniform(0, 1, (count * _BOXES, 2, 2)), axis=1) * [width, height]
+    corners = np.sort(rng.uniform(0, 0.95, (count * _BOXES, 2, 2)), axis=1)
+    corners[:, 1] += 0.05  # large enough for all three to keep at scale 1
+    corners *= [width, height]
     boxes = corners.reshape(-1, 4)
     total = len(boxes)
     return DetectionIndex(
@@ -108,67 +127,107 @@ def write_photos(folder: Path, count: int) -> DetectionIndex:
     )
 
 
-def our_loader(index: DetectionIndex, size: int, *, fast_decode: bool = False) -> Callable[[], object]:
-    """Return what loads every image once, as training does; each pass is another epoch."""
+def load_all(load: Load, count: int) -> object:
+    """Load every image once and keep none."""
+    return [load(position)[0].shape for position in range(count)]
+
+
+def check_same_images(loads: Mapping[str, Load], count: int) -> None:
+    """See that all ways make the same of the first images, where nothing is drawn; the first way is compared with all.
+
+    Raises:
+        Unequal: they do not.
+    """
+    name, *others = loads
+    for position in range(count):
+        image, boxes = loads[name](position)
+        for other in others:
+            theirs, their_boxes = loads[other](position)
+            what = f"{name} beside {other}, image {position}"
+            pixels, their_pixels = (np.asarray(one, np.float32) for one in (image, theirs))
+            if their_pixels.shape[0] == 3:
+                their_pixels = np.moveaxis(their_pixels, 0, 2)
+            check_close(f"{what}: shape", pixels.shape, their_pixels.shape)
+            if (apart := float(np.abs(pixels - their_pixels).mean())) > PIXELS:
+                raise Unequal(f"{what}: pixels are {apart:.1f} of 255 apart on average, expected {PIXELS:g} or less")
+            check_close(f"{what}: number of boxes", len(boxes), len(their_boxes))
+            if (apart := float(np.abs(np.asarray(boxes) - np.asarray(their_boxes)).max(initial=0))) > EDGES:
+                raise Unequal(f"{what}: boxes are {apart:.1f} px apart, expected {EDGES:g} or less")
+
+
+def our_loader(index: DetectionIndex, size: int, *, fast_decode: bool = False, still: bool = False) -> Load:
+    """Return what loads an image as training does; each time in the epoch after.
+
+    Args:
+        index: the images.
+        size: side of the square, in pixels.
+        fast_decode: as the setting.
+        still: draw nothing: no flip, scale 1.
+    """
     from effdense.datasets.loading import SampleData
     from effdense.transforms import train_transform
 
-    transform = train_transform(image_size_hw=(size, size), fill=FILL, scale=SCALE)
+    scale, hflip = _drawn(still)
+    transform = train_transform(image_size_hw=(size, size), fill=FILL, scale=scale, hflip=hflip)
     data = SampleData(index, transform, fast_decode=fast_decode)
-    epochs = iter(range(10**9))
+    epochs = [0] * len(index)
 
-    def load() -> object:
-        epoch = next(epochs)
-        return [data[epoch, position].image.shape for position in range(len(data))]
+    def load(position: int) -> tuple[Any, Any]:
+        sample = data[epochs[position], position]
+        epochs[position] += 1
+        return sample.image, sample.boxes_xyxy
 
     return load
 
 
-def effdet_loader(index: DetectionIndex, size: int) -> Callable[[], object]:
-    """Return the same by effdet's transforms, which work on Pillow's images."""
+def effdet_loader(index: DetectionIndex, size: int, *, still: bool = False) -> Load:
+    """Return the same by effdet's transforms, which work on Pillow's images; bilinear, as all here are."""
     from effdet.data.transforms import transforms_coco_train
     from PIL import Image
 
-    transform = transforms_coco_train(size, use_prefetcher=True)
+    transform: Any = transforms_coco_train(size, interpolation="bilinear", use_prefetcher=True)
+    flip, resize, _ = transform.transforms
+    resize.scale, flip.prob = _drawn(still)
     random.seed(0)
 
-    def load() -> object:
-        shapes = []
-        for position in range(len(index)):
-            rows = slice(int(index.offsets[position]), int(index.offsets[position + 1]))
-            boxes_yxyx = index.boxes_xyxy[rows][:, [1, 0, 3, 2]]
-            image = Image.open(index.path(position)).convert("RGB")
-            shapes.append(transform(image, {"bbox": boxes_yxyx, "cls": index.labels[rows] + 1})[0].shape)
-        return shapes
+    def load(position: int) -> tuple[Any, Any]:
+        rows = slice(int(index.offsets[position]), int(index.offsets[position + 1]))
+        boxes_yxyx = index.boxes_xyxy[rows][:, [1, 0, 3, 2]]
+        image = Image.open(index.path(position)).convert("RGB")
+        pixels, annotation = transform(image, {"bbox": boxes_yxyx, "cls": index.labels[rows] + 1})
+        return pixels, annotation["bbox"][:, [1, 0, 3, 2]]
 
     return load
 
 
-def torchvision_loader(index: DetectionIndex, size: int) -> Callable[[], object]:
+def torchvision_loader(index: DetectionIndex, size: int, *, still: bool = False) -> Load:
     """Return the same by torchvision's v2 transforms on uint8 tensors."""
     import torch
     from torchvision import tv_tensors
     from torchvision.io import ImageReadMode, decode_image, read_file
 
-    transform = _torchvision_transform(size)
+    transform = _torchvision_transform(size, *_drawn(still))
     torch.manual_seed(0)
 
-    def load() -> object:
-        shapes = []
-        for position in range(len(index)):
-            rows = slice(int(index.offsets[position]), int(index.offsets[position + 1]))
-            image = tv_tensors.Image(decode_image(read_file(str(index.path(position))), ImageReadMode.RGB))
-            boxes = tv_tensors.BoundingBoxes(
-                torch.from_numpy(index.boxes_xyxy[rows].copy()), format="XYXY", canvas_size=image.shape[-2:]
-            )
-            sample = {"image": image, "boxes": boxes, "labels": torch.from_numpy(index.labels[rows].copy())}
-            shapes.append(transform(sample)["image"].shape)
-        return shapes
+    def load(position: int) -> tuple[Any, Any]:
+        rows = slice(int(index.offsets[position]), int(index.offsets[position + 1]))
+        image = tv_tensors.Image(decode_image(read_file(str(index.path(position))), ImageReadMode.RGB))
+        boxes = tv_tensors.BoundingBoxes(
+            torch.from_numpy(index.boxes_xyxy[rows].copy()), format="XYXY", canvas_size=image.shape[-2:]
+        )
+        sample = {"image": image, "boxes": boxes, "labels": torch.from_numpy(index.labels[rows].copy())}
+        found = transform(sample)
+        return found["image"], found["boxes"]
 
     return load
 
 
-def _torchvision_transform(size: int) -> Any:
+def _drawn(still: bool) -> tuple[tuple[float, float], float]:
+    """Return the range of the scale and the probability of a flip."""
+    return ((1.0, 1.0), 0.0) if still else (SCALE, 0.5)
+
+
+def _torchvision_transform(size: int, scale: tuple[float, float], hflip: float) -> Any:
     """Return torchvision's large-scale jitter in the order of its detection reference, on tensors.
 
     ``RandomCrop(pad_if_needed=True)`` would pad on all four sides and take a twentieth to a tenth longer.
@@ -188,10 +247,10 @@ def _torchvision_transform(size: int) -> Any:
         warnings.simplefilter("ignore")
         return v2.Compose(
             [
-                v2.ScaleJitter((size, size), scale_range=SCALE, antialias=True),
+                v2.ScaleJitter((size, size), scale_range=scale, antialias=True),
                 pad,
                 v2.RandomCrop((size, size)),
-                v2.RandomHorizontalFlip(0.5),
+                v2.RandomHorizontalFlip(hflip),
                 v2.SanitizeBoundingBoxes(),
             ]
         )
@@ -213,7 +272,8 @@ def by_workers(settings: BenchSettings) -> list[Line]:
             rates = []
             for workers in counts:
                 loader = train_loader(index, transform, batch_size=_BATCH, workers=workers, fast_decode=fast)
-                samples = alternate({label: partial(list, loader)}, repeats=settings.rounds(3), warmup=1)
+                check_close("images in an epoch", sum(len(batch.images) for batch in loader), len(index))
+                samples = alternate({label: partial(deque, loader, 0)}, repeats=settings.rounds(3), warmup=0)
                 rates.append(len(loader) * _BATCH / float(np.median(samples[label])))
             lines.append(Line(label, counts, tuple(rates)))
     return lines

@@ -2,7 +2,7 @@
 
 ``python -m effdense.tools.benchmarks.worker_memory ours|torchvision FILE WORKERS`` opens a COCO file, forks workers,
 has each read the labels of its share of the images, and prints JSON: MiB that the workers have to themselves, and MiB
-of all processes with what they share counted once. Linux only.
+of all processes with what they share counted once, and how many labels they read. Linux only.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ class Memory:
     Attributes:
         private_mib: pages that only one of the workers has, summed over the workers (USS).
         total_mib: of the workers and their parent, what they share counted once (PSS).
+        labels: how many the workers read.
     """
 
     private_mib: float
     total_mib: float
+    labels: int
 
 
 def measure_memory(kind: str, path: Path, workers: int) -> Memory:
@@ -45,8 +47,11 @@ def measure_memory(kind: str, path: Path, workers: int) -> Memory:
     return Memory(**json.loads(done.stdout))
 
 
-def _opened(kind: str, path: Path) -> tuple[int, Callable[[int], object]]:
-    """Return how many images there are, and what reads the labels of one; both libraries are imported for each."""
+def _opened(kind: str, path: Path) -> tuple[int, Callable[[int], int]]:
+    """Return how many images there are, and what reads the labels of one and counts them.
+
+    Both libraries are imported for each.
+    """
     from torchvision.datasets import CocoDetection
 
     from effdense.datasets.coco import open_coco
@@ -57,12 +62,12 @@ def _opened(kind: str, path: Path) -> tuple[int, Callable[[int], object]]:
     if kind == "torchvision":
         with contextlib.redirect_stdout(io.StringIO()):
             data = CocoDetection(str(path.parent), str(path))
-        return len(data), lambda position: data._load_target(data.ids[position])
+        return len(data), lambda position: len(data._load_target(data.ids[position]))
     import numpy as np
 
     index = open_coco(None, "train", annotations=path, images=path.parent)
     sample = Sample(image=np.zeros((1, 1, 3), np.uint8))
-    return len(index), lambda position: index.annotated(sample, position)
+    return len(index), lambda position: len(index.annotated(sample, position).labels)
 
 
 def fork_and_measure(kind: str, path: Path, workers: int) -> Memory:
@@ -73,20 +78,18 @@ def fork_and_measure(kind: str, path: Path, workers: int) -> Memory:
         ready, finish = os.pipe(), os.pipe()
         process = os.fork()
         if process == 0:
-            for position in range(worker, count, workers):
-                read(position)
-            os.write(ready[1], b"1")
+            labels = sum(read(position) for position in range(worker, count, workers))
+            os.write(ready[1], labels.to_bytes(8, "little"))
             os.read(finish[0], 1)
             os._exit(0)
         processes.append((process, ready[0], finish[1]))
-    for _, ready_end, _ in processes:
-        os.read(ready_end, 1)
+    labels = sum(int.from_bytes(os.read(ready_end, 8), "little") for _, ready_end, _ in processes)
     private = sum(_mib(process, "Private_Clean") + _mib(process, "Private_Dirty") for process, _, _ in processes)
     total = sum(_mib(process, "Pss") for process in (os.getpid(), *(process for process, _, _ in processes)))
     for process, _, finish_end in processes:
         os.write(finish_end, b"1")
         os.waitpid(process, 0)
-    return Memory(private, total)
+    return Memory(private, total, labels)
 
 
 def _mib(process: int, name: str) -> float:
