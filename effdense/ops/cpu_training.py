@@ -61,10 +61,9 @@ class FastCpuTraining(TorchFunctionMode):
                     return fast_depthwise(x, weight, tuple(stride), pads)
                 if groups == 1 and weight.shape[2:] == (1, 1) == tuple(stride) and not any(padding):
                     return _pointwise(x, weight, bias)
-        elif func is F.hardtanh and args[0].dtype == torch.bfloat16 and args[0].device.type == "cpu":
-            x, least, most, inplace = (*args, *(kwargs or {}).values())
-            if (least, most) == (0.0, _SIX) and inplace:
-                return _ReLU6.apply(x)
+        elif func is F.hardtanh and not kwargs and tuple(args[1:]) == (0.0, _SIX, True):  # as nn.ReLU6 calls it
+            if args[0].dtype == torch.bfloat16 and args[0].device.type == "cpu" and args[0].dim() == 4:
+                return _ReLU6.apply(args[0])
         elif func is F.silu and args[0].requires_grad and torch.is_grad_enabled():
             return F.silu(args[0])
         return func(*args, **(kwargs or {}))

@@ -101,3 +101,17 @@ def test_a_backbone_learns_as_it_does_outside(name: str) -> None:
 
     for ours, plain in zip(gradients(FastCpuTraining()), gradients(nullcontext()), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()) + 1e-12)
+
+
+def test_other_ways_to_call_hardtanh_stay_pytorchs() -> None:
+    x = torch.linspace(-8, 8, 24).to(torch.bfloat16)
+    with FastCpuTraining():
+        for call in (
+            lambda x: F.hardtanh(x),
+            lambda x: F.hardtanh(x, 0.0, 6.0, inplace=True),
+            lambda x: F.hardtanh(x, 0.0, 6.0, True),
+            lambda x: F.hardtanh(x, max_val=3.0),
+        ):
+            found = call(x.clone())
+            with torch._C.DisableTorchFunction():
+                assert torch.equal(found, call(x.clone()))
