@@ -54,13 +54,21 @@ def test_exported_files_are_measured_too(part: Any, least: int) -> None:
 @pytest.mark.usefixtures("in_pytorch_alone")
 def test_a_curve_has_a_point_for_each_batch() -> None:
     lines = curves.by_batch(QUICK)
-    assert [line.label for line in lines] == ["effdet", "effdense, PyTorch"]
+    assert [line.label for line in lines] == ["effdet", "effdet, scripted", "effdense, PyTorch"]
     assert all(line.xs == (1, 2) and min(line.ys) > 0 for line in lines)
 
 
 def test_scoring_is_measured_beside_pycocotools() -> None:
     (row,) = evaluation.run(QUICK)
     assert (row.target, row.unit) == (50, "s")
+
+
+def test_the_curve_of_scoring_ends_where_the_peer_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "SIZES", (100, 200))
+    monkeypatch.setattr(evaluation, "PATIENCE", 0.0)
+    ours, peer = evaluation.by_detections(BenchSettings())
+    assert (ours.xs, peer.xs) == ((100, 200), (100,))
+    assert min(ours.ys + peer.ys) > 0
 
 
 def test_twelve_numbers_that_differ_are_no_row(monkeypatch: pytest.MonkeyPatch) -> None:

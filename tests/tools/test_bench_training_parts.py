@@ -6,9 +6,9 @@ import torch
 from effdense.tasks.detection.assign import Targets
 from effdense.tasks.detection.config import DetectionConfig
 from effdense.tasks.detection.postprocess import BatchDetections
-from effdense.tools.benchmarks import labelling, loss, postprocessing, training
+from effdense.tools.benchmarks import labelling, loss, postprocessing, training, training_curves
 from effdense.tools.benchmarks.boxes import random_boxes
-from effdense.tools.benchmarks.rows import BenchSettings, Unequal
+from effdense.tools.benchmarks.rows import BenchSettings, Curve, Unequal
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 QUICK = BenchSettings(quick=True, repeats=1)
@@ -80,6 +80,19 @@ def test_the_training_loops_train_and_are_compared_in_images_a_second(monkeypatc
     assert one.peer is not None
     assert one.ratio == pytest.approx(one.ours / one.peer, rel=1e-6)
     assert one.note == "ours fp32, the peer fp32"
+
+
+@pytest.mark.parametrize("curve", training_curves.CURVES, ids=lambda curve: curve.name)
+def test_a_training_curve_has_a_point_for_the_peer_and_both_precisions(curve: Curve) -> None:
+    lines = curve.run(QUICK)
+    assert [line.label for line in lines] == ["effdet", "effdense, float32", "effdense, default precision"]
+    assert all(len(line.xs) == len(line.ys) == 1 and line.ys[0] > 0 for line in lines)
+
+
+def test_weights_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "trained", lambda network: (len(list(network.modules())), 1.0))
+    with pytest.raises(Unequal, match="number of trained parameters"):
+        training.PART.run(QUICK)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -11,12 +11,17 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effdense.tools.benchmarks.exports import REST, every_digit, forms_of
+from effdense.tools.benchmarks.exports import REST, Form, every_digit, forms_of
 from effdense.tools.benchmarks.rows import BenchSettings, Curve, Line
 from effdense.tools.benchmarks.timing import alternate, synchroniser
+from effdense.types import UInt8
+
+if TYPE_CHECKING:
+    from effdense.tools.benchmarks.effdet_peer import EffdetPeer
 
 CLASSES = 90
 CANDIDATES = 500
@@ -41,19 +46,23 @@ def by_size(settings: BenchSettings) -> list[Line]:
 def _rates(settings: BenchSettings, size: int, batches: tuple[int, ...]) -> list[dict[str, float]]:
     """Return images a second of every way, for each batch."""
     from effdense.tasks.detection.export import export_detector
-    from effdense.tools.benchmarks.effdet_peer import check_detections, detector_pair
+    from effdense.tools.benchmarks.effdet_peer import detector_pair, scripted
     from effdense.tools.benchmarks.scenes import scene
 
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        images = np.stack([scene(size, size, seed) for seed in range(max(batches))])
-        # the spread is set on the first image alone: a forward pass of all of them in float32 may be large
-        ours, peer = detector_pair("d0", size, CLASSES, images[:1], candidates=CANDIDATES, device=settings.device)
-        with every_digit():
-            check_detections(f"D0, {size} px", ours.predict(images[0]), peer.boxes_of_array(images[:1])[0], least=0.97)
+        # two scenes in turn: the spread is set on both, and a forward pass of sixteen in float32 would be large
+        images = np.stack([scene(size, size, place % 2) for place in range(max(batches))])
+        ours, peer = detector_pair("d0", size, CLASSES, images[:2], candidates=CANDIDATES, device=settings.device)
         forms = forms_of(ours, export_detector, Path(folder), device=settings.device, threads=settings.threads)
+        for batch in sorted({batches[0], batches[-1]}):
+            _check(f"D0, {size} px, batch {batch}", forms, peer, images[:batch])
         for batch in batches:
-            calls: dict[str, Callable[[], object]] = {"effdet": partial(peer.boxes_of_array, images[:batch])}
+            through_script = scripted(peer, images[:batch])
+            calls: dict[str, Callable[[], object]] = {
+                "effdet": partial(peer.boxes_of_array, images[:batch]),
+                "effdet, scripted": partial(through_script.boxes_of_array, images[:batch]),
+            }
             for label, form in forms.items():
                 calls[f"effdense, {label}"] = partial(form.timed.predict, list(images[:batch]), batch_size=batch)
             samples = alternate(
@@ -65,6 +74,21 @@ def _rates(settings: BenchSettings, size: int, batches: tuple[int, ...]) -> list
             )
             found.append({name: batch / statistics.median(seconds) for name, seconds in samples.items()})
     return found
+
+
+def _check(case: str, forms: dict[str, Form], peer: EffdetPeer, images: UInt8) -> None:
+    """See that every form finds in the last image of a batch what the peer finds there.
+
+    Raises:
+        Unequal: one does not.
+    """
+    from effdense.tools.benchmarks.effdet_peer import check_detections
+
+    with every_digit():
+        expected = peer.boxes_of_array(images)[-1]
+        for label, form in forms.items():
+            found = form.checked.predict(list(images), batch_size=len(images))[-1]
+            check_detections(f"{case}, {label}", found, expected, least=0.97)
 
 
 def _lines(xs: list[float], rates: list[dict[str, float]]) -> list[Line]:

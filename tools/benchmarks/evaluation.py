@@ -10,14 +10,21 @@ import contextlib
 import io
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, Unequal, row
+from effdense.tools.benchmarks.rows import BenchSettings, Curve, Line, Part, Row, Unequal, row
 from effdense.tools.benchmarks.timing import Ratio, alternate
 
 CLASSES = 80
 SIDE = 640.0
 """Width and height of each image, in pixels."""
+QUICK_CASE = (50, 500)
+"""Images and detections."""
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+PATIENCE = 20.0
+"""Seconds that the peer may take for a point of the curve, as far as the point before can say."""
+_DETECTIONS_AN_IMAGE = 100
 
 
 def write_case(folder: Path, images: int, detections: int, seed: int = 0) -> tuple[Path, Path]:
@@ -83,25 +90,71 @@ def peer(truth: Path, found: Path) -> list[float]:
 
 
 def run(settings: BenchSettings) -> list[Row]:
-    """Compare the numbers on a small case, then time the large one and compare them again.
+    """Compare the numbers on a small case, then time the large one.
 
     Raises:
         Unequal: the twelve numbers differ.
     """
-    images, detections = (50, 500) if settings.quick else (5_000, 500_000)
+    images, detections = QUICK_CASE if settings.quick else (5_000, 500_000)
     with tempfile.TemporaryDirectory() as folder:
-        truth, found = write_case(Path(folder), images, detections)
-        numbers: dict[str, list[float]] = {}
-        calls = {
-            "ours": lambda: numbers.__setitem__("ours", ours(truth, found)),
-            "peer": lambda: numbers.__setitem__("peer", peer(truth, found)),
-        }
-        samples = alternate(calls, repeats=settings.rounds(3), warmup=0)
-        if numbers["ours"] != numbers["peer"]:
-            raise Unequal(f"the twelve numbers: {numbers['ours']}, the peer's {numbers['peer']}")
-    note = f"the same twelve numbers, AP {numbers['peer'][0]:.4f}"
+        check_same_numbers(*write_case(Path(folder), *QUICK_CASE))
+        samples, ap = measure(Path(folder), images, detections, settings.rounds(3))
+    note = f"the same twelve numbers, AP {ap:.4f}"
     ratio = Ratio.of(samples["ours"], samples["peer"])
     return [row(f"{images:,} images, {detections:,} detections", ratio, target=50.0, unit="s", note=note)]
 
 
+def check_same_numbers(truth: Path, found: Path) -> None:
+    """See that both give the same twelve numbers.
+
+    Raises:
+        Unequal: they do not.
+    """
+    _compare(ours(truth, found), peer(truth, found))
+
+
+def measure(folder: Path, images: int, detections: int, rounds: int) -> tuple[dict[str, list[float]], float]:
+    """Return the seconds that both take for a case, and its AP; the numbers that were timed are compared, too.
+
+    Raises:
+        Unequal: the twelve numbers differ.
+    """
+    truth, found = write_case(folder, images, detections)
+    numbers: dict[str, list[float]] = {}
+    calls = {
+        "ours": lambda: numbers.__setitem__("ours", ours(truth, found)),
+        "peer": lambda: numbers.__setitem__("peer", peer(truth, found)),
+    }
+    samples = alternate(calls, repeats=rounds, warmup=0)
+    _compare(numbers["ours"], numbers["peer"])
+    return samples, numbers["peer"][0]
+
+
+def _compare(mine: list[float], theirs: list[float]) -> None:
+    if mine != theirs:
+        raise Unequal(f"the twelve numbers: {mine}, the peer's {theirs}")
+
+
+def by_detections(settings: BenchSettings) -> list[Line]:
+    """Return seconds to score files of growing size; the peer goes as far as it takes less than `PATIENCE`."""
+    sizes = SIZES[:1] if settings.quick else SIZES
+    seconds: dict[str, list[float]] = {"effdense": [], "pycocotools": []}
+    patient = True
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        check_same_numbers(*write_case(folder, *QUICK_CASE))
+        for size in sizes:
+            images = max(1, size // _DETECTIONS_AN_IMAGE)
+            if patient:
+                samples, _ = measure(folder, images, size, 1 if settings.quick else 2)
+                seconds["pycocotools"].append(min(samples["peer"]))
+                patient = 10 * min(samples["peer"]) < PATIENCE
+            else:
+                files = write_case(folder, images, size)
+                samples = alternate({"ours": partial(ours, *files)}, repeats=2, warmup=0)
+            seconds["effdense"].append(min(samples["ours"]))
+    return [Line(label, sizes[: len(values)], tuple(values)) for label, values in seconds.items()]
+
+
 PART = Part("evaluation", "COCO evaluation, files to numbers", "pycocotools", run)
+CURVES = (Curve("evaluation", "COCO evaluation, 100 detections an image", "detections", "s", by_detections),)

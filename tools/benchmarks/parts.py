@@ -20,7 +20,7 @@ PARTS: tuple[str, ...] = (
     "starting",
 )
 """Modules of this folder with a PART, which has the module's name."""
-CURVE_MODULES: tuple[str, ...] = ("curves", "labelling", "annotations", "loading")
+CURVE_MODULES: tuple[str, ...] = ("curves", "training_curves", "labelling", "evaluation", "annotations", "loading")
 """Modules of this folder with CURVES, a tuple of Curve."""
 
 

@@ -230,18 +230,19 @@ def trained(network: nn.Module) -> tuple[int, float]:
     return sum(one.numel() for one in parameters), float(torch.nn.utils.get_total_norm(gradients))
 
 
-def write_photos(root: Path, images: int) -> Path:
-    """Write drawn scenes of 640 x 480 pixels with `OBJECTS` boxes each in Pascal VOC's layout; return the folder."""
+def write_photos(root: Path, images: int, boxes: int = OBJECTS) -> Path:
+    """Write drawn scenes of 640 x 480 pixels with so many boxes each in Pascal VOC's layout; return the folder."""
     rng = np.random.default_rng(0)
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / part).mkdir(parents=True, exist_ok=True)
     stems = [f"{number:06d}" for number in range(images)]
     for number, stem in enumerate(stems):
         write_jpeg(root / "JPEGImages" / f"{stem}.jpg", scene(480, 640, number))
-        sizes = np.exp(rng.uniform(np.log(16), np.log(300), (OBJECTS, 2)))
-        corners = 1 + rng.random((OBJECTS, 2)) * (np.array([639, 479]) - sizes)
+        sizes = np.exp(rng.uniform(np.log(16), np.log(300), (boxes, 2)))
+        corners = 1 + rng.random((boxes, 2)) * (np.array([639, 479]) - sizes)
         edges = np.concatenate([corners, corners + sizes], 1).round().astype(int)
-        objects = "".join(_xml(NAMES[int(rng.integers(len(NAMES)))], row) for row in edges.tolist())
+        rows = enumerate(edges.tolist(), start=number * boxes)
+        objects = "".join(_xml(NAMES[place % len(NAMES)], row) for place, row in rows)  # every class is there
         size = "<size><width>640</width><height>480</height><depth>3</depth></size>"
         text = f"<annotation><filename>{stem}.jpg</filename>{size}{objects}</annotation>"
         (root / "Annotations" / f"{stem}.xml").write_text(text)
