@@ -45,6 +45,8 @@ _MAX_PIXELS = 2**30
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 """What every JPEG begins with."""
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+"""How its name ends, in lower case, as a rule."""
 _COLOR_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)
 """OpenCV before 4.10 decodes into BGR only."""
 

@@ -7,9 +7,11 @@ are, of the batch size, or of what was drawn before. So a resumed run sees what 
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import cv2
@@ -19,11 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from effdense.datasets.collate import collate
 from effdense.datasets.fast_decode import small_reader
-from effdense.datasets.images import ReadImage
+from effdense.datasets.images import JPEG_SUFFIXES, ReadImage
 from effdense.datasets.sampling import BalancedSampler, Composition, EpochSampler, Key, Labels, checked_seed
 from effdense.errors import UserError
 from effdense.transforms import Transform
 from effdense.types import Batch, Bool, Sample
+
+log = logging.getLogger(__name__)
 
 _IMAGE = 2
 """Tells what is drawn for an image from what is drawn for an order."""
@@ -44,6 +48,10 @@ class ReadingSource(SampleSource, Protocol):
 
     def sample(self, position: int, /, read: ReadImage = ...) -> Sample:
         """Read the image at a position by a function, with its labels."""
+        ...
+
+    def path(self, position: int, /) -> Path:
+        """Return the file of an image."""
         ...
 
 
@@ -82,6 +90,8 @@ class SampleData(Dataset[Sample]):
         self.fast_decode = fast_decode
         self.transform = transform
         self.seed = checked_seed(seed)
+        if fast_decode:
+            _say_without_jpegs(cast(ReadingSource, index))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -108,6 +118,15 @@ class SampleData(Dataset[Sample]):
         if sample.image.shape[:2] == sample.original_size_hw:
             return sample
         return sample.replace(labels_size_hw=sample.original_size_hw)
+
+
+def _say_without_jpegs(index: ReadingSource) -> None:
+    """Log that nothing can be decoded small where no file is called a JPEG; each is opened later, not here."""
+    if not any(index.path(position).suffix.lower() in JPEG_SUFFIXES for position in range(len(index))):
+        log.warning(
+            "--fast-decode: no image to train on is a JPEG, so none is decoded any faster; all it does here is to "
+            "shrink images by bilinear interpolation"
+        )
 
 
 def _with_labels(sample: Sample, labels: Labels) -> Sample:

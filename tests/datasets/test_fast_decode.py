@@ -183,6 +183,27 @@ def test_the_loader_takes_the_setting_and_workers_change_nothing(root: Path) -> 
     assert np.array_equal(batches[0].images.numpy(), batches[1].images.numpy())
 
 
+def test_a_data_set_without_a_jpeg_is_told_so_once(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transform = train_transform(image_size_hw=(64, 64), fill=FILL)
+    for fast in (False, True):
+        train_loader(_open(root), transform, batch_size=3, fast_decode=fast)
+    assert caplog.records == []
+    content = json.loads((root / "train.json").read_text())
+    for image in content["images"]:
+        whole = cv2.imread(str(root / image["file_name"]))
+        image["file_name"] = Path(image["file_name"]).with_suffix(".png").name
+        cv2.imwrite(str(tmp_path / image["file_name"]), whole)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    index = open_coco(None, "train", annotations=tmp_path / "train.json", images=tmp_path)
+    train_loader(index, transform, batch_size=3, fast_decode=False)
+    assert caplog.records == []
+    train_loader(index, transform, batch_size=3, fast_decode=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no image to train on is a JPEG" in caplog.text
+
+
 def test_a_mask_of_an_image_decoded_small_is_that_of_the_whole(root: Path) -> None:
     from effdense.datasets.coco_instances import open_coco_instances
 
