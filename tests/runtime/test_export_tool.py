@@ -98,7 +98,7 @@ def test_a_sound_file_stays_and_both_scores_and_speeds_are_printed(
 ) -> None:
     ready_made()
     out = tmp_path / "x.onnx"
-    flags = ["--out", str(out), "--tolerance", "5"]  # boxes move a little where the file of both resizes itself
+    flags = ["--out", str(out), "--tolerance", "1"]  # boxes move a little where the file of both resizes itself
     assert export.main([str(checkpoint(exported, task)), "--format", "onnx", *flags]) == 0
     said = capsys.readouterr().out.splitlines()
     ways = [] if task == "segmentation" else ["the"]  # boxes differ a little between the two ways to fit an image
@@ -144,7 +144,7 @@ def test_damage_that_effdenses_own_way_does_not_meet_is_seen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ready_made(damage)
-    flags = ["--out", str(tmp_path / "x.onnx"), "--tolerance", "5"]
+    flags = ["--out", str(tmp_path / "x.onnx"), "--tolerance", "1"]
     assert export.main([str(checkpoint(exported, task)), *flags]) == 2
     assert re.search(rf"images a second\), and mAP [\d.]+ given {given}, where", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
@@ -165,7 +165,7 @@ def test_a_detectors_file_is_its_checkpoint_to_the_tenth_of_a_point(
 
 def test_the_sample_is_as_large_as_was_asked_for(exported: Exported, ready_made: Any, tmp_path: Path) -> None:
     ready_made()
-    flags = ["--out", str(tmp_path / "x.onnx"), "--sample", "4", "--tolerance", "5"]
+    flags = ["--out", str(tmp_path / "x.onnx"), "--sample", "4", "--tolerance", "1"]
     assert export.main([str(checkpoint(exported, "detection")), *flags]) == 0
     assert read_onnx_header(tmp_path / "x.onnx")["export"]["gate"]["images"] == 4
 
@@ -203,7 +203,8 @@ REFUSED = [
     pytest.param("{det} --format tflite", "'tflite' is none of onnx", id="format"),
     pytest.param("{det} --precision float16", "'float16' is none of float32, bfloat16", id="precision"),
     pytest.param("{det} --precision bfloat16 --runtime onnxruntime", "no effect on ONNX Runtime", id="bf16-on-ort"),
-    pytest.param("{det} --tolerance -1", "tolerance is -1.0, expected 0 or more points", id="tolerance"),
+    pytest.param("{det} --tolerance -1", "tolerance is -1.0, expected 0 to 1 points", id="tolerance"),
+    pytest.param("{det} --tolerance 80", "tolerance is 80.0, expected 0 to 1 points", id="tolerance-of-anything"),
     pytest.param("{det} --tolerance nan", "--tolerance: expected a number, came 'nan'", id="tolerance-nan"),
     pytest.param("{det} --sample 0", "sample is 0, expected 1 or more", id="sample"),
     pytest.param("{det} --threads 0", "threads is 0, expected 1 or more", id="threads"),
