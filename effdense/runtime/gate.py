@@ -91,10 +91,11 @@ class Gate:
         """Why the file must not stay, in words, or None where it may."""
         blind = [name for name, score in self.checkpoint.scores.items() if not score >= self.least]
         if blind or not self.checkpoint.scores:
+            smaller = "a smaller --tolerance, " if self.least > _LEAST[0] else ""
             return (
                 f"on these {self.images} images the checkpoint scores {self.checkpoint.words or 'nothing'}, too little "
                 f"to tell a sound file from a damaged one, as {self.least:g} are needed for a tolerance of "
-                f"{self.tolerance:g}; take more images (--sample), or a model that is trained further"
+                f"{self.tolerance:g}; take {smaller}more images (--sample), or a model that is trained further"
             )
         if all(apart <= self.tolerance + 1e-9 for apart in self.points_apart.values()):
             return None
