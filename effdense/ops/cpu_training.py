@@ -28,6 +28,8 @@ _SIX = 6.0
 _BITS_OF_SIX = 0x40C0
 """In bfloat16; as integers, the bits of numbers not below 0 are in the order of the numbers, and others are below 0."""
 
+_RELU6 = {"min_val": 0.0, "max_val": _SIX, "inplace": True}
+
 _active: ContextVar[bool] = ContextVar("effdense_fast_cpu_training", default=False)
 
 
@@ -61,7 +63,7 @@ class FastCpuTraining(TorchFunctionMode):
                     return fast_depthwise(x, weight, tuple(stride), pads)
                 if groups == 1 and weight.shape[2:] == (1, 1) == tuple(stride) and not any(padding):
                     return _pointwise(x, weight, bias)
-        elif func is F.hardtanh and not kwargs and tuple(args[1:]) == (0.0, _SIX, True):  # as nn.ReLU6 calls it
+        elif func is F.hardtanh and kwargs == _RELU6:  # PyTorch names all of them here, however it was called
             if args[0].dtype == torch.bfloat16 and args[0].device.type == "cpu" and args[0].dim() == 4:
                 return _ReLU6.apply(args[0])
         elif func is F.silu and args[0].requires_grad and torch.is_grad_enabled():

@@ -13,6 +13,7 @@ from torch import nn
 
 from effdense.backbones.padding import SameConv2d
 from effdense.backbones.registry import create_backbone
+from effdense.ops import cpu_training
 from effdense.ops.cpu_training import FastCpuTraining
 
 
@@ -115,3 +116,13 @@ def test_other_ways_to_call_hardtanh_stay_pytorchs() -> None:
             found = call(x.clone())
             with torch._C.DisableTorchFunction():
                 assert torch.equal(found, call(x.clone()))
+
+
+def test_relu6_of_a_network_goes_by_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However modules and PyTorch hand its limits on."""
+    seen: list[torch.Size] = []
+    plain = cpu_training._ReLU6.apply
+    monkeypatch.setattr(cpu_training._ReLU6, "apply", lambda x: seen.append(x.shape) or plain(x))
+    with bf16(), FastCpuTraining():
+        create_backbone("lite0").train()(torch.rand(2, 3, 64, 64))
+    assert len(seen) > 20
