@@ -8,7 +8,8 @@ or "unlabeled" is a class of neither, whatever its number: those pixels of masks
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +118,31 @@ def refuse_twice(names: Iterable[str], source: object) -> None:
         raise UserError(f"{source} names a class twice: {', '.join(twice)}")
 
 
+class ClassesDiffer(UserError):
+    """Class names that two sides do not have in common."""
+
+
+@contextmanager
+def classes_explained(*, head: str = "", demo: bool = False) -> Iterator[None]:
+    """Say of classes that differ whose they are.
+
+    Args:
+        head: for which the data are, where there are two.
+        demo: they are the built-in scenes, which are taken where nobody names a data set.
+
+    Raises:
+        ClassesDiffer: as it was raised, and more.
+    """
+    try:
+        yield
+    except ClassesDiffer as error:
+        which = f"for the {head} head, " if head else ""
+        named = "; these are the demo scenes: name a data set of your own by --dataset and --data-root" if demo else ""
+        raise ClassesDiffer(f"{which}{error}{named}") from error
+
+
 def refuse_strangers(names: Sequence[str], source: object, wanted: Sequence[str], wanted_by: object) -> None:
-    """Raise UserError if there are names that are not wanted; the text shows what only either side has.
+    """Raise ClassesDiffer if there are names that are not wanted; the text shows what only either side has.
 
     Args:
         names: class names of a data set.
@@ -129,7 +153,7 @@ def refuse_strangers(names: Sequence[str], source: object, wanted: Sequence[str]
     if strangers := [name for name in names if name not in wanted]:
         missing = [name for name in wanted if name not in names]
         only_there = f"; only {wanted_by} has {_quoted(missing)}" if missing else ""
-        raise UserError(
+        raise ClassesDiffer(
             f"the classes differ: only {source} has {_quoted(strangers)}{only_there}; "
             "use data with the same class names"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from effdense.cores import available_cores
 from effdense.datasets.images import Header
 from effdense.datasets.index import Names
 from effdense.errors import UserError
@@ -106,7 +106,7 @@ def look_at_each(look: Callable[[int], _Found], count: int, *, decode: bool) -> 
         except UserError as error:
             return error
 
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, cores if decode else 4 * cores)) as pool:
         warnings.simplefilter("ignore")  # Pillow's advice on palettes and odd tags
         return list(pool.map(outcome, range(count)))
@@ -127,7 +127,7 @@ def shared_images(
     mine: list[tuple[Path, object]] = [(index.path(i), header.num_bytes) for i, header in enumerate(headers)]
     theirs: list[tuple[Path, object]] = [(other.path(i), header.num_bytes) for i, header in enumerate(others)]
     paths, other_paths = _agreeing(mine, theirs)
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(min(16, 4 * available_cores())) as pool:
         for num_bytes in (_HEAD_BYTES, -1):
             digest = functools.partial(_digest, num_bytes=num_bytes)
             mine = list(zip(paths, pool.map(digest, paths), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -38,20 +38,23 @@ def as_sample(image: ImageInput) -> Sample:
 
 
 def predict_inputs(
-    images: ImageInput | Sequence[ImageInput], predict_samples: Callable[[Iterable[Sample]], list[Any]]
+    images: ImageInput | Sequence[ImageInput], predict_samples: Callable[..., list[Any]], *, batch_size: int
 ) -> Any:
     """Predict on an image or a list of them: what every model's ``predict`` does.
 
     Args:
         images: an image, or a list or tuple of them, which are read one after the other.
-        predict_samples: returns a result for each sample.
+        predict_samples: takes samples and ``batch_size``; returns a result for each sample.
+        batch_size: images in a forward pass.
 
     Returns:
         A result; a list of them for a list.
 
     Raises:
-        UserError: what `as_sample` refuses.
+        UserError: what `as_sample` refuses, or no images in a pass.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, expected 1 or more")
     if isinstance(images, (list, tuple)):
-        return predict_samples(as_sample(image) for image in images)
-    return predict_samples([as_sample(cast("ImageInput", images))])[0]
+        return predict_samples((as_sample(image) for image in images), batch_size=batch_size)
+    return predict_samples([as_sample(cast("ImageInput", images))], batch_size=batch_size)[0]

@@ -164,9 +164,9 @@ def sample_groups(
     for position, path in enumerate(paths):
         try:
             sample = read(position)
-        except UserError:
+        except UserError as error:
             if not skip_broken:
-                raise
+                raise UserError(f"{error}; --skip-broken goes on without it") from error
             log.warning("left out: %s cannot be read", path)
             broken.append(path)
             continue

@@ -13,6 +13,9 @@ from effdense.errors import UserError
 FORMAT = 1
 """Of the header; a file of another format is refused."""
 
+_BEST = "best.safetensors"
+"""What a training run leaves in its folder."""
+
 HEADER_KEY = "effdense"
 """Under which safetensors keeps the header."""
 
@@ -36,6 +39,8 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is not a model that effdense saved, or its header is damaged.
     """
+    if path.is_dir() and (path / _BEST).is_file():
+        raise UserError(f"{path} is a folder; the model in it is {path / _BEST}")
     if not path.is_file():
         raise UserError(f"there is no model file {path}")
     refuse_exported(path)

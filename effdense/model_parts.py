@@ -96,9 +96,11 @@ def lacks_part(source: str | Path, found: Any, wanted: str) -> UserError:
     if found not in _CALLED:
         return UserError(f"{source} is a model for {found!r}, not for {wanted!r}")
     missing = SEGMENTATION if found == DETECTION else DETECTION
+    exported = str(source).lower().endswith(".onnx")
+    this, then = ("its checkpoint", ", and export that") if exported else ("this one", "")
     return UserError(
         f"{source} is a {_CALLED[found]}; it has no {missing} head: take a multitask model, which has both, or add the "
-        "head to this one by train-multi --weights FILE"
+        f"head to {this} by train-multi --weights FILE{then}"
     )
 
 

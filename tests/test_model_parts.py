@@ -133,7 +133,9 @@ def test_whoever_wants_both_is_told_which_is_missing() -> None:
 
 
 def test_a_missing_part_is_named_with_the_way_to_get_it() -> None:
-    assert "train-multi --weights" in str(lacks_part("this model", DETECTION, SEGMENTATION))
+    assert "to this one by train-multi --weights FILE" in str(lacks_part("this model", DETECTION, SEGMENTATION))
+    exported = str(lacks_part(Path("m.onnx"), DETECTION, SEGMENTATION))
+    assert "to its checkpoint by train-multi --weights FILE, and export that" in exported
 
 
 def test_a_header_that_says_nothing_yet_gives_a_part_that_says_nothing() -> None:

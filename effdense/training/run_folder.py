@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from effdense.config import Parsed, load_yaml, to_yaml
+from effdense.cores import available_cores
 from effdense.errors import UserError
 from effdense.files import require_writable, write_atomically
+from effdense.model_header import read_header
+from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION
 from effdense.training.checkpoint import require_space
 from effdense.training.device import choose_device
 from effdense.training.precision import choose_precision
@@ -21,6 +23,9 @@ METRICS, CURVES, CONFIG = "metrics.jsonl", "training.png", "config.yaml"
 
 STATE_COPIES = 10
 """What a run's files hold, in copies of the model: best, last and a state of four, each written beside the old one."""
+
+_TRAINERS = {DETECTION: "train_det", SEGMENTATION: "train_seg", MULTITASK: "train_multi"}
+"""Which tool trains a model for each task."""
 
 _PATHS = ("data_root", "train_annotations", "train_images", "val_annotations", "val_images")
 _WITH_RESUME = {"resume", "device", "workers"}
@@ -72,9 +77,23 @@ def resumed(parsed: Parsed[S]) -> S:
     if extra := sorted(parsed.given - _WITH_RESUME):
         flags = ", ".join("--" + name.replace("_", "-") for name in extra)
         raise UserError(f"{flags} cannot be given with --resume, which goes on with the settings in {folder / CONFIG}")
-    kept = load_yaml(type(parsed.config), folder / CONFIG).config
+    try:
+        kept = load_yaml(type(parsed.config), folder / CONFIG).config
+    except UserError as error:
+        raise _of_another_tool(folder, error) from error
     changes = {name: getattr(parsed.config, name) for name in parsed.given & {"device", "workers"}}
     return replace(kept, **changes)
+
+
+def _of_another_tool(folder: Path, error: UserError) -> UserError:
+    """Return the error for settings that a training tool does not know: as a rule they are those of another one."""
+    try:
+        task = read_header(folder / LAST).get("task")
+    except UserError:  # not one epoch has ended yet
+        task = None
+    tool = _TRAINERS.get(task)
+    began = f"{tool} began that run" if tool else "another tool may have begun that run"
+    return UserError(f"{folder} cannot be resumed: {str(error).rstrip('.')}; {began}: go on with it by that")
 
 
 def resolve_machine(settings: S, task: str, name: str) -> S:
@@ -88,7 +107,7 @@ def resolve_machine(settings: S, task: str, name: str) -> S:
     device = choose_device(settings.device)
     changes: dict[str, Any] = {}
     if settings.workers < 0:
-        changes["workers"] = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
+        changes["workers"] = min(8, available_cores()) if device.type == "cuda" else 0
     if settings.amp == "auto":
         precision = choose_precision("auto", device).name
         changes["amp"] = "off" if precision == "fp32" else precision

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,7 +122,7 @@ class ExportedDetector:
         Raises:
             UserError: an image cannot be read, or is no RGB array of uint8; or too little memory.
         """
-        return predict_inputs(images, partial(self.predict_samples, batch_size=batch_size))
+        return predict_inputs(images, self.predict_samples, batch_size=batch_size)
 
     def predict_samples(self, samples: Iterable[Sample], batch_size: int = 8) -> list[Detections]:
         """Detect objects in samples that no transform has touched yet; one Detections each."""

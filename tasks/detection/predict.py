@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +21,7 @@ from effdense.tasks.detection.model import EfficientDet, create_efficientdet
 from effdense.tasks.detection.postprocess import postprocess
 from effdense.tasks.detection.specs import spec_from_dict
 from effdense.training.checkpoint import read_tensors, save_model
+from effdense.training.device import choose_device
 from effdense.transforms import eval_transform, mean_fill
 from effdense.types import Batch, Detections, Sample
 
@@ -37,12 +37,24 @@ class Selection:
         nms: ``hard`` or ``soft`` (Gaussian).
         nms_iou: overlap above which hard suppression drops a box of the same class.
         max_detections: most detections an image.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     score_threshold: float = 0.001
     nms: str = "hard"
     nms_iou: float = 0.5
     max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
+        if self.nms not in ("hard", "soft"):
+            raise UserError(f"nms is {self.nms!r}, expected hard or soft")
+        if self.max_detections < 1:
+            raise UserError(f"max_detections is {self.max_detections}, expected 1 or more")
 
 
 class Detector:
@@ -102,8 +114,12 @@ class Detector:
         raise lacks_part(self.source, TASK, SEGMENTATION)
 
     def to(self, device: torch.device | str) -> Detector:
-        """Move the network and return the detector."""
-        self.model.to(device)
+        """Move the network and return the detector.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        self.model.to(choose_device(str(device)))
         return self
 
     def with_selection(self, **changes: Any) -> Detector:
@@ -152,7 +168,7 @@ class Detector:
         Raises:
             UserError: an image cannot be read, or is no RGB array of uint8.
         """
-        return predict_inputs(images, partial(self.predict_samples, batch_size=batch_size))
+        return predict_inputs(images, self.predict_samples, batch_size=batch_size)
 
     def predict_samples(self, samples: Iterable[Sample], batch_size: int = 8) -> list[Detections]:
         """Detect objects in samples that no transform has touched yet; one Detections each."""

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from effdense.datasets.class_names import classes_explained
 from effdense.datasets.doctor import examine
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.opening import match_classes, open_dataset
 from effdense.datasets.roots import ready_root
 from effdense.datasets.sampling import spread
+from effdense.errors import UserError
 from effdense.files import require_writable
 from effdense.tasks.detection.evaluate import Evaluation, evaluate, limits_of
 from effdense.tasks.detection.metrics.coco_metrics import CocoResult, coco_metrics
@@ -67,6 +69,8 @@ def score_files(config: ScoreConfig) -> Scores:
         iou_type=config.iou_type,
         max_detections=limits_of(config.max_detections or 100),
     )
+    if not coco.instances.any():
+        raise UserError(f"{config.annotations} has no objects to find, so there is nothing to score; take one that has")
     if config.out is None:
         return Scores(coco, None, [])
     if config.iou_type == "segm":
@@ -116,7 +120,8 @@ def open_split(config: ScoreConfig, detector: AnyDetector, *, sample: int | None
     index = open_dataset(config.dataset, root, config.split, annotations=config.annotations, images=config.images)
     if sample is not None:
         index = index.select(spread(len(index), sample))
-    return examined(index, detector.class_names, config.model, skip_broken=config.skip_broken)
+    with classes_explained(demo=config.dataset == "demo" and config.annotations is None):
+        return examined(index, detector.class_names, config.model, skip_broken=config.skip_broken)
 
 
 def examined(index: DetectionIndex, class_names: Sequence[str], source: object, *, skip_broken: bool) -> DetectionIndex:

@@ -115,8 +115,7 @@ class ExportedMultitask:
         Raises:
             UserError: an image cannot be read, or is no RGB array of uint8; probabilities; or too little memory.
         """
-        predict_samples = partial(self.predict_samples, batch_size=batch_size, probabilities=probabilities)
-        return predict_inputs(images, predict_samples)
+        return predict_inputs(images, partial(self.predict_samples, probabilities=probabilities), batch_size=batch_size)
 
     def predict_samples(
         self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False

@@ -24,6 +24,7 @@ from effdense.tasks.multitask.specs import check_size, least_size, spec_from_dic
 from effdense.tasks.segmentation.memory import PROBE, ForwardMemory, forward_in_words, memory_errors_explained
 from effdense.tasks.segmentation.predict import Segmenter
 from effdense.training.checkpoint import read_tensors, save_model
+from effdense.training.device import choose_device
 from effdense.types import Batch, Detections, MultitaskResult, Sample, Segmentation
 
 TASK = MULTITASK
@@ -111,10 +112,14 @@ class Multitask:
         return next(self.model.parameters()).device
 
     def to(self, device: torch.device | str) -> Multitask:
-        """Move the network, hence its views, and return the multitask model."""
-        self.model.to(device)
-        self._detector.to(device)
-        self._segmenter.to(device)
+        """Move the network, hence its views, and return the multitask model.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        self.model.to(choose_device(str(device)))
+        self._detector.to(self.device)
+        self._segmenter.to(self.device)
         self._memory.forget()
         return self
 
@@ -181,8 +186,7 @@ class Multitask:
         Raises:
             UserError: an image cannot be read, or is no RGB array of uint8; or it does not fit into memory.
         """
-        predict_samples = partial(self.predict_samples, batch_size=batch_size, probabilities=probabilities)
-        return predict_inputs(images, predict_samples)
+        return predict_inputs(images, partial(self.predict_samples, probabilities=probabilities), batch_size=batch_size)
 
     def predict_samples(
         self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False

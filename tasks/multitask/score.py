@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from effdense.datasets.class_names import classes_explained
 from effdense.datasets.data_sources import parse_source
 from effdense.datasets.index import DetectionIndex
 from effdense.datasets.multitask_opening import open_multitask
@@ -105,10 +106,13 @@ def open_split(
     if sample is not None and with_masks is not None:
         with_masks = with_masks.select(spread(len(with_masks), sample))
     model, skip_broken = config.model, config.skip_broken
+    demo = config.dataset == "demo" and config.annotations is None and not config.sources_named
     if with_boxes is not None:
-        with_boxes = detection.examined(with_boxes, multitask.class_names, model, skip_broken=skip_broken)
+        with classes_explained(head=DETECTION, demo=demo):
+            with_boxes = detection.examined(with_boxes, multitask.class_names, model, skip_broken=skip_broken)
     if with_masks is not None:
-        with_masks = segmentation.examined(with_masks, multitask.seg_class_names, model, skip_broken=skip_broken)
+        with classes_explained(head=SEGMENTATION, demo=demo):
+            with_masks = segmentation.examined(with_masks, multitask.seg_class_names, model, skip_broken=skip_broken)
     return with_boxes, with_masks
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from effdense.backbones.origin import freeze_and_say, restore_origin
+from effdense.datasets.class_names import classes_explained
 from effdense.datasets.data_sources import parse_source
 from effdense.datasets.loading import BatchLoader, balanced_train_loader
 from effdense.datasets.multitask_index import MultitaskIndex
@@ -77,9 +78,11 @@ def open_data(config: MultitaskConfig) -> Data:
     (boxes, masks), (val_boxes, val_masks) = opened
     with_boxes = with_masks = None
     if boxes is not None and val_boxes is not None:
-        with_boxes = detection.examined(boxes, val_boxes, skip_broken=config.skip_broken)
+        with classes_explained(head="detection"):
+            with_boxes = detection.examined(boxes, val_boxes, skip_broken=config.skip_broken)
     if masks is not None and val_masks is not None:
-        with_masks = segmentation.examined(masks, val_masks, skip_broken=config.skip_broken)
+        with classes_explained(head="segmentation"):
+            with_masks = segmentation.examined(masks, val_masks, skip_broken=config.skip_broken)
     _require_labels(config, with_boxes, with_masks)
     train = MultitaskIndex.of(
         with_boxes.train if with_boxes is not None and "detection" in config.active else None,

@@ -126,14 +126,15 @@ def _check_segmenter(model: MultitaskModel, file: segmentation.WeightsFile, froz
 
 @contextlib.contextmanager
 def _kept(task: str, frozen: Collection[str]) -> Iterator[None]:
-    """Say of a head that does not fit, and is frozen, that no other may take its place."""
+    """Say which head is for other classes; and of one that is frozen, that no other may take its place."""
     try:
         yield
     except UserError as error:
+        said = f"for the {task} head, {error}" if "--replace-head" in str(error) else str(error)
         if task not in frozen:
-            raise
+            raise UserError(said) from error
         raise UserError(
-            f"{error}. --freeze {task} keeps that head, which so has to fit as it is: else leave {task} out of --freeze"
+            f"{said}. --freeze {task} keeps that head, which so has to fit as it is: else leave {task} out of --freeze"
         ) from error
 
 

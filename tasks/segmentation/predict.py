@@ -26,6 +26,7 @@ from effdense.tasks.segmentation.model import SegmentationModel, model_from_spec
 from effdense.tasks.segmentation.specs import spec_from_dict
 from effdense.tasks.segmentation.windows import WindowRows
 from effdense.training.checkpoint import read_tensors, save_model
+from effdense.training.device import choose_device
 from effdense.transforms import Compose, Resize, Transform, eval_transform, mean_fill
 from effdense.types import Batch, Sample, Segmentation, UInt8
 
@@ -92,8 +93,12 @@ class Segmenter:
         raise lacks_part(self.source, TASK, DETECTION)
 
     def to(self, device: torch.device | str) -> Segmenter:
-        """Move the network and return the segmenter."""
-        self.model.to(device)
+        """Move the network and return the segmenter.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        self.model.to(choose_device(str(device)))
         self._memory.forget()
         return self
 
@@ -163,8 +168,7 @@ class Segmenter:
         Raises:
             UserError: an image cannot be read, or is no RGB array of uint8; or it does not fit into memory.
         """
-        predict_samples = partial(self.predict_samples, batch_size=batch_size, probabilities=probabilities)
-        return predict_inputs(images, predict_samples)
+        return predict_inputs(images, partial(self.predict_samples, probabilities=probabilities), batch_size=batch_size)
 
     def predict_samples(
         self, samples: Iterable[Sample], batch_size: int = 8, probabilities: bool = False

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from effdense.datasets.class_names import classes_explained
 from effdense.datasets.roots import ready_root
 from effdense.datasets.sampling import spread
 from effdense.datasets.segmentation_doctor import examine_masks
@@ -138,7 +139,8 @@ def open_split(config: ScoreConfig, segmenter: AnySegmenter, *, sample: int | No
     )
     if sample is not None:
         index = index.select(spread(len(index), sample))
-    return examined(index, segmenter.class_names, config.model, skip_broken=config.skip_broken)
+    with classes_explained(demo=config.dataset == "demo" and config.annotations is None):
+        return examined(index, segmenter.class_names, config.model, skip_broken=config.skip_broken)
 
 
 def examined(

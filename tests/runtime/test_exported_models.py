@@ -213,6 +213,11 @@ REFUSED = [
     pytest.param("multitask", lambda m: m.to("cuda"), "use the checkpoint there", id="gpu-of-both"),
     pytest.param("detection", lambda m: m.segmenter, "it has no segmentation head", id="segmenter"),
     pytest.param("segmentation", lambda m: m.detector, "it has no detection head", id="detector"),
+    pytest.param("detection", lambda m: m.with_selection(score_threshold=2), "score_threshold is 2", id="range"),
+    pytest.param("multitask", lambda m: m.with_selection(score_threshold=2), "score_threshold is 2", id="range-both"),
+    pytest.param("detection", lambda m: m.predict(photo(0, (8, 8)), 0), "batch_size is 0", id="batch"),
+    pytest.param("segmentation", lambda m: m.predict([], 0), "batch_size is 0", id="batch-of-masks"),
+    pytest.param("multitask", lambda m: m.predict(photo(0, (8, 8)), 0), "batch_size is 0", id="batch-of-both"),
     pytest.param("detection", lambda m: m.predict("no.jpg"), "no.jpg", id="missing-image"),
     pytest.param("detection", lambda m: m.predict(np.zeros((4, 4), np.uint8)), "not uint8 (4, 4)", id="grey"),
 ]
@@ -222,6 +227,30 @@ REFUSED = [
 def test_what_a_file_cannot_do_is_refused_with_what_to_do(task: str, ask: Any, says: str, exported: Exported) -> None:
     with pytest.raises(UserError) as refused:
         ask(opened(exported.files[task]))
+    assert says in str(refused.value)
+
+
+WRONG = [
+    pytest.param(lambda m: m.with_selection(score_threshold=2), "score_threshold is 2, expected", id="score"),
+    pytest.param(lambda m: m.with_selection(nms_iou=-0.1), "nms_iou is -0.1, expected", id="nms-iou"),
+    pytest.param(lambda m: m.with_selection(nms="sotf"), "nms is 'sotf', expected hard or soft", id="nms"),
+    pytest.param(lambda m: m.with_selection(max_detections=0), "max_detections is 0, expected 1", id="count"),
+    pytest.param(lambda m: m.predict(photo(0, (8, 8)), batch_size=0), "batch_size is 0, expected 1", id="batch"),
+    pytest.param(lambda m: m.to("cuda:99"), "device is 'cuda:99', but", id="gpu"),
+    pytest.param(lambda m: m.to("gpu"), "device is 'gpu', expected auto, cpu", id="device"),
+]
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation", "multitask"])
+@pytest.mark.parametrize(("ask", "says"), WRONG)
+def test_a_checkpoint_refuses_in_python_what_the_command_line_does(
+    task: str, ask: Any, says: str, exported: Exported
+) -> None:
+    model = {"detection": exported.model.detector, "segmentation": exported.model.segmenter}.get(task, exported.model)
+    if not hasattr(model, "with_selection") and says.startswith(("score", "nms", "max")):
+        return  # a segmenter selects no boxes
+    with pytest.raises(UserError) as refused:
+        ask(model)
     assert says in str(refused.value)
 
 

@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from effdense.tools import eval_det, predict, train_det
+import effdense
+from effdense.errors import UserError
+from effdense.tools import eval_det, predict, train_det, train_multi, train_seg
 
 SMALL = ["--weights", "none", "--image-size", "64", "--epochs", "1"]
 SMALL += ["--bifpn-channels", "16", "--bifpn-repeats", "1", "--head-repeats", "1"]
@@ -178,6 +180,56 @@ def test_a_model_is_not_scored_on_other_classes(trained: Path, coco: Path, capsy
     error = capsys.readouterr().err
     assert "other" in error
     assert "thing" in error
+    assert "demo" not in error
+    assert eval_det.main([str(trained)]) == 2
+    error = capsys.readouterr().err
+    assert "the classes differ" in error
+    assert "these are the demo scenes: name a data set of your own by --dataset" in error
+
+
+def test_a_run_of_another_task_is_resumed_by_the_tool_that_began_it(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--resume", str(trained.parent)]
+    assert train_multi.main(flags) == 2
+    assert "train_det began that run: go on with it by that" in capsys.readouterr().err
+    (trained.parent / "last.safetensors").unlink()
+    assert train_seg.main(flags) == 2
+    assert "another tool may have begun that run" in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_its_model_is_told_where_that_is(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert eval_det.main([str(trained.parent)]) == 2
+    assert f"{trained.parent} is a folder; the model in it is {trained}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="there is no model file"):
+        effdense.load(trained.parent.parent)
+
+
+def test_an_image_that_cannot_be_predicted_on_is_refused_with_the_way_past_it(
+    trained: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (coco / "val/1.png").read_bytes()
+    (coco / "val/1.png").write_bytes(whole[: len(whole) // 2])
+    flags = [str(trained), str(coco / "val"), "--out", str(tmp_path / "drawn")]
+    assert predict.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "1.png" in error
+    assert "; --skip-broken goes on without it" in error
+    assert predict.main([*flags, "--skip-broken"]) == 0
+
+
+def test_a_truth_without_objects_is_refused(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found, out = coco / "annotations/instances_val.json", tmp_path / "found.json", tmp_path / "scores"
+    found.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "score": 0.5}]))
+    flags = ["--predictions", str(found), "--annotations", str(truth), "--out", str(out)]
+    assert eval_det.main(flags) == 0
+    shutil.rmtree(out)
+    _edit(truth, lambda content: content.update(annotations=[]))
+    assert eval_det.main(flags) == 2
+    assert f"{truth} has no objects to find" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_head_of_other_classes_is_replaced_only_when_asked_for(

@@ -194,7 +194,7 @@ FAULTS = [
     pytest.param(
         None,
         [*BOTH, "--weights", "{models}/det_others.safetensors"],
-        ["det_others.safetensors", "--replace-head"],
+        ["for the detection head, ", "det_others.safetensors", "--replace-head"],
         id="weights-for-other-classes",
     ),
     pytest.param(

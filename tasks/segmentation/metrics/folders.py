@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from effdense.cores import available_cores
 from effdense.datasets.listing import images_below
 from effdense.datasets.mask_files import FOREGROUND_VALUE, MASK_SUFFIXES, read_values
 from effdense.errors import UserError
@@ -77,7 +77,7 @@ def score_folders(
     pairs = _match(predictions, truth)
     parts = [pairs[start : start + _PAIRS_AT_ONCE] for start in range(0, len(pairs), _PAIRS_AT_ONCE)]
     total = _Counts.empty(num_classes, boundary)
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, available_cores())) as pool:
         try:
             for counts in pool.map(partial(_count, num_classes=num_classes, boundary=boundary, binary=binary), parts):
                 total.merge(counts)
