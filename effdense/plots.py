@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MOST_WITH_NUMBERS = 26
 """With more rows than this the numbers in a confusion matrix would be too small to read."""
 
+_TITLE = 32
+"""Letters that fit above a panel, beside the word before them."""
+
 INK, PALE, ACCENT = "#222222", "#c8ccd0", "#1f6fb2"
 _MORE_COLORS = ("#d1602b", "#4a9a4a", "#8a5cb5", "#b5a13c", "#3aa3a8")
 
@@ -198,4 +201,5 @@ def _mark_best(axes: Axes, records: list[dict[str, Any]], key: str, name: str) -
     if len(values):
         best = int(values.argmax())
         axes.axvline(epochs[best], color=PALE, linewidth=1, zorder=0.5)
-        axes.set_title(f"validation: best {name} {values[best]:.3f} in epoch {epochs[best]:g}")
+        said = f"best {name} {values[best]:.3f} in epoch {epochs[best]:g}"
+        axes.set_title(f"validation{': ' if len(said) <= _TITLE else chr(10)}{said}")

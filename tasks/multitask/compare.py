@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +48,27 @@ LABELS = {"detection": "images_with_boxes", "segmentation": "images_with_masks"}
 _OF_THE_MACHINE = ("device", "workers", "out", "resume")
 """Settings that a run may be taken up again with others of."""
 
+_OF_THE_BUDGET = tuple(settings_alone(TrainingSettings(), Budget(1, 1, 1)))
+"""Settings that depend on how many images the shared run has seen, so that they are known only after it."""
+
 S = TypeVar("S", bound=TrainingSettings)
+
+
+def check_single_runs(config: MultitaskConfig, folder: Path) -> None:
+    """Refuse single runs that are there already and are not those to compare with, before the shared run begins.
+
+    Args:
+        config: resolved settings of the multitask run.
+        folder: of the multitask run.
+
+    Raises:
+        UserError: names the first setting that differs; those of the budget are looked at after the shared run.
+    """
+    for task, settings_of in (("detection", detection_settings), ("segmentation", segmentation_settings)):
+        alone = Alone(task, folder / ALONE / task, Budget(config.batch_size, config.epochs, config.batch_size), 0)
+        if (alone.folder / STATE).is_file():
+            settings: TrainingSettings = settings_of(config, alone)
+            refuse_other_settings(settings, alone.folder, but=_OF_THE_BUDGET)
 
 
 def compare(config: MultitaskConfig, best: Path, data: Data, batches_per_epoch: int) -> Path:
@@ -200,8 +220,13 @@ def train_alone(config: S, folder: Path, train: Callable[..., Path]) -> None:
     train(config, folder, resume=True)
 
 
-def refuse_other_settings(config: TrainingSettings, folder: Path) -> None:
+def refuse_other_settings(config: TrainingSettings, folder: Path, *, but: Collection[str] = ()) -> None:
     """Refuse a run that is not the one to compare with.
+
+    Args:
+        config: resolved settings of that one.
+        folder: of the run.
+        but: settings that are not looked at.
 
     Raises:
         UserError: names the first setting that differs.
@@ -209,7 +234,7 @@ def refuse_other_settings(config: TrainingSettings, folder: Path) -> None:
     kept = load_yaml(type(config), folder / CONFIG).config
     for one in fields(config):
         there, wanted = getattr(kept, one.name), getattr(config, one.name)
-        if one.name not in _OF_THE_MACHINE and there != wanted:
+        if one.name not in (*_OF_THE_MACHINE, *but) and there != wanted:
             raise UserError(
                 f"{folder} holds a run with {one.name} {there}, and the comparison needs {wanted}: remove that folder, "
                 "or move it elsewhere"

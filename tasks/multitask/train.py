@@ -16,7 +16,7 @@ from effdense.datasets.loading import BatchLoader
 from effdense.json_files import jsonable
 from effdense.plots import save_figure
 from effdense.tasks.multitask.balance import Balance, build_balance
-from effdense.tasks.multitask.compare import compare
+from effdense.tasks.multitask.compare import check_single_runs, compare
 from effdense.tasks.multitask.config import MultitaskConfig
 from effdense.tasks.multitask.evaluate import MultitaskEvaluation, evaluate
 from effdense.tasks.multitask.gradients import backbone_gradient_norms
@@ -130,6 +130,8 @@ def start(config: MultitaskConfig, folder: Path, *, resume: bool) -> Run:
     state = load_state(folder / STATE) if resume else None
     if config.compile:
         check_compiler(config.device)
+    if config.compare:
+        check_single_runs(config, folder)
     seed_everything(config.seed)
     data = open_data(config)
     multitask = build_multitask(config, data, state)

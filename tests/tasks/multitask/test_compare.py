@@ -18,11 +18,12 @@ from effdense.config import Parsed, load_yaml, to_yaml
 from effdense.errors import UserError
 from effdense.model_header import read_header
 from effdense.tasks.detection.config import DetectionConfig
-from effdense.tasks.multitask import compare
+from effdense.tasks.multitask import compare, run
 from effdense.tasks.multitask.budget import Budget, budget_alone, images_seen, settings_alone
 from effdense.tasks.multitask.config import MultitaskConfig
 from effdense.tasks.multitask.costs import Cost, Costs
 from effdense.tasks.multitask.run import begin
+from effdense.tasks.multitask.train import train
 from effdense.tasks.multitask.transfer import Compared, Transfer, markdown, read_transfer, write_transfer
 from effdense.tasks.segmentation.config import SegmentationConfig
 from effdense.tools.console import show_comparison
@@ -168,6 +169,21 @@ def test_the_single_runs_have_the_shared_runs_settings_and_a_folder_each(tmp_pat
     assert (detector.batch_size, detector.epochs, detector.focal_gamma) == (1, 2, 2.0)
     assert (segmenter.batch_size, segmenter.epochs, segmenter.arch, segmenter.loss) == (3, 4, "unet", "dice")
     assert (detector.out, segmenter.out) == (tmp_path / "alone/detection", tmp_path / "alone/segmentation")
+
+
+def test_single_runs_of_other_settings_are_refused_before_the_shared_run_begins(tmp_path: Path) -> None:
+    config = MultitaskConfig(weights="none", image_size=64, epochs=3, batch_size=6, compare=True)
+    compare.check_single_runs(config, tmp_path)  # none are there yet
+    for budget in (Budget(2, 7, 20), Budget(6, 3, 18)):
+        alone = compare.Alone("segmentation", tmp_path / "alone/segmentation", budget, 120)
+        alone.folder.mkdir(parents=True, exist_ok=True)
+        (alone.folder / CONFIG).write_text(to_yaml(compare.segmentation_settings(config, alone)))
+        leave_state(alone.folder, 1, 0)
+        compare.check_single_runs(config, tmp_path)
+        with pytest.raises(UserError, match="holds a run with image_size 64, and the comparison needs 96"):
+            compare.check_single_runs(replace(config, image_size=96), tmp_path)
+    with pytest.raises(UserError, match="holds a run with image_size 64"):  # before data are opened or a model is made
+        train(run.resolve(replace(config, image_size=96, out=tmp_path)), tmp_path)
 
 
 @pytest.mark.parametrize(
