@@ -18,6 +18,7 @@ import gc
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -104,6 +105,9 @@ def show_curves(settings: BenchSettings, command: str) -> int:
     measured = [(curve, found[curve.name]) for curve in curves if curve.name in found]
     for curve, lines in measured:
         print_one(rich_curve(curve, lines))
+    if settings.figure is not None and measured:
+        draw_curves(measured, settings.figure, where(settings))
+        print(f"wrote {settings.figure}")
     if failed:
         return complain(failed)
     if settings.write is not None and measured:
@@ -142,10 +146,13 @@ def measure(runs: Mapping[str, Measures[R]], settings: BenchSettings) -> tuple[d
             torch.set_num_threads(settings.threads)
             cv2.setNumThreads(settings.threads)
             started = time.perf_counter()
-            try:
-                found[name] = run(settings)
-            except Unequal as error:
-                failed.append(f"{name}: {error}")
+            with warnings.catch_warnings():
+                # effdet scripts what it imports, and torchvision decodes, by ways that have been deprecated
+                warnings.filterwarnings("ignore", message=r".*torch\.jit|.*decoding and encoding capabilities")
+                try:
+                    found[name] = run(settings)
+                except Unequal as error:
+                    failed.append(f"{name}: {error}")
             gc.collect()  # a part's models and their threads end before the next part begins
             say(f"{name}: {time.perf_counter() - started:.0f} s")
     finally:

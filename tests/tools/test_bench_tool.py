@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,8 @@ def document(tmp_path: Path) -> Path:
     [
         (["--parts", "inferense"], "did you mean 'inference'"),
         (["--curves", "--parts", "bach"], "did you mean 'batch'"),
+        (["--curves", "--parts", "loss"], "Known are batch, size, training"),
+        (["--figure", "a.png"], "give --curves"),
         (["--device", "tpu"], "cpu, cuda"),
         (["--threads", "0"], "threads is 0"),
         (["--repeats", "0"], "repeats is 0"),
@@ -83,6 +86,19 @@ def test_every_part_and_curve_is_there_under_its_name() -> None:
     assert [part.name for part in parts.find_parts(())] == list(parts.PARTS)
     names = [curve.name for curve in parts.find_curves(())]
     assert len(set(names)) == len(names) > 0
+
+
+def test_the_help_names_every_part_and_curve(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--help"])
+    words = set(re.findall(r"[\w-]+", capsys.readouterr().out))
+    assert words >= {*parts.PARTS, *(curve.name for curve in parts.find_curves(()))}
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_figure_is_drawn_of_a_quick_run_too(tmp_path: Path) -> None:
+    assert bench.main(["--curves", "--quick", "--figure", str(tmp_path / "a.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("stand_ins")

@@ -20,7 +20,7 @@ def effdet_config(name: str, size: int, classes: int) -> Any:
 
 
 def effdet_model(config: Any) -> Any:
-    """Return an untrained network, channels last, which is faster for it too."""
+    """Return an untrained network, in channels-last memory, as ours is."""
     import torch
 
     return _effdet().EfficientDet(config, pretrained_backbone=False).to(memory_format=torch.channels_last)

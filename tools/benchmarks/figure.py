@@ -27,7 +27,7 @@ def draw_curves(curves: Sequence[tuple[Curve, Sequence[Line]]], path: Path, titl
     """
     down = -(-len(curves) // _ACROSS)
     across = min(_ACROSS, len(curves))
-    figure = new_figure(7.0 * across, 4.8 * down)
+    figure = new_figure(7.0 * across, 5.2 * down)
     for axes, one in zip(figure.subplots(down, across, squeeze=False).flat, [*curves, *[None] * across], strict=False):
         if one is None:
             axes.set_axis_off()
@@ -51,7 +51,8 @@ def draw_curves(curves: Sequence[tuple[Curve, Sequence[Line]]], path: Path, titl
         axes.set_xlabel(curve.x, fontsize=11)
         axes.set_ylabel(curve.y, fontsize=11)
         axes.tick_params(labelsize=10)
-        axes.legend(fontsize=9, frameon=False)
+        # below the panel, where it hides no line
+        axes.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     save_figure(figure, path)
 

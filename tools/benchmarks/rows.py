@@ -39,7 +39,9 @@ class BenchSettings:
     """What to measure, and how."""
 
     parts: tuple[str, ...] = ()
-    """Parts, or curves with --curves; by default all."""
+    """By default all of: inference, segmentation, training, labelling, loss, postprocessing, evaluation, annotations,
+    loading, starting; with --curves: batch, size, training, training-batch, labelling, evaluation, annotations, memory,
+    workers."""
     device: Literal["cpu", "cuda"] = "cpu"
     """cpu or cuda; on cuda those parts run that have something to do there."""
     threads: int = 2
@@ -52,11 +54,16 @@ class BenchSettings:
     """Measure how cost grows (batch, image size, boxes, workers, data) instead of the parts."""
     write: Path | None = None
     """Put the table into this Markdown file, between its markers; curves also draw images/curves.png beside it."""
+    figure: Path | None = None
+    """With --curves: draw the figure into this file; also of some curves, or of a quick run."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "repeats"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} is {value}, expected 1 or more")
+
+        if self.figure is not None and not self.curves:
+            raise UserError("--figure draws the curves: give --curves, too")
 
     def rounds(self, usual: int) -> int:
         """Return how many rounds to run where a part usually takes ``usual``."""

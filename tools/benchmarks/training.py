@@ -211,7 +211,7 @@ def check_same_step(run: Run, peer: Peer) -> None:
     check_close("class loss", losses["class"], theirs["class_loss"], 1e-3)
     check_close("box loss", losses["box"], theirs["box_loss"], 1e-3)
     if run.config.freeze_stages == 0:
-        (losses["class"] + BOX_WEIGHT * losses["box"]).backward()
+        (losses["class"] + BOX_WEIGHT * losses["box"]).backward()  # type: ignore[no-untyped-call]
         theirs["loss"].backward()
         mine, others = (trained(network) for network in (model, peer.network))
         # effdet's separable convolutions keep biases before a BatchNorm, which takes them away again
