@@ -27,6 +27,9 @@ BACKEND = "inductor"
 _GRAPHS_A_PART = 8
 """How often a part may be compiled, as for image sizes that change or another memory format; PyTorch's own limit."""
 
+_BACKWARD_LOG = "torch._functorch._aot_autograd.graph_compile"
+"""Shows all that a compiler printed where a backward pass cannot be compiled ahead; it fails again when it runs."""
+
 _SIZES_TRIED = 8
 """Elements of the tensor that the compiler is tried on."""
 
@@ -65,6 +68,7 @@ def compile_parts(parts: Iterable[nn.Module | None], *, measures_gradients: bool
         functorch.donated_buffer = False
     chosen = [part for part in parts if part is not None]
     _allow_graphs(_GRAPHS_A_PART * len(chosen))
+    logging.getLogger(_BACKWARD_LOG).setLevel(logging.ERROR)
     for part in chosen:
         part.compile(backend=BACKEND)
     log.info("the network is compiled as it first runs: the first steps take longer, up to minutes")

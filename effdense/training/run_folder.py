@@ -91,7 +91,7 @@ def _of_another_tool(folder: Path, error: UserError) -> UserError:
         task = read_header(folder / LAST).get("task")
     except UserError:  # not one epoch has ended yet
         task = None
-    tool = _TRAINERS.get(task)
+    tool = _TRAINERS.get(str(task))
     began = f"{tool} began that run" if tool else "another tool may have begun that run"
     return UserError(f"{folder} cannot be resumed: {str(error).rstrip('.')}; {began}: go on with it by that")
 

@@ -285,3 +285,11 @@ def test_a_compiler_that_dies_of_the_interrupt_leaves_a_run_to_resume(
 def test_other_errors_in_a_step_are_not_taken_for_the_compilers(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), compilation.explained_compiling(InterruptWatch(), tmp_path):
         raise ZeroDivisionError
+
+
+def test_what_a_compiler_printed_is_not_shown_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    logger = logging.getLogger("torch._functorch._aot_autograd.graph_compile")
+    logger.setLevel(logging.NOTSET)
+    compilation.compile_parts([torch.nn.Linear(2, 2)])
+    assert not logger.isEnabledFor(logging.WARNING)
