@@ -43,7 +43,7 @@ def test_other_convolutions_stay_what_they_are() -> None:
     assert network[0] is conv
 
 
-@pytest.mark.parametrize("name", ["lite0", "efficientnet_b0"])
+@pytest.mark.parametrize("name", [pytest.param("lite0", marks=pytest.mark.slow), "efficientnet_b0"])
 def test_a_backbone_exports_for_every_size_in_whole_cells(name: str) -> None:
     backbone = create_backbone(name, out_strides=(8, 32)).eval()
     sides = {2: 32 * torch.export.Dim("rows", min=2), 3: 32 * torch.export.Dim("columns", min=2)}

@@ -7,6 +7,7 @@ from effdense.tools.bench_multitask import Case, MultitaskBenchConfig, cases_of,
 QUICK = ["--image-size", "64", "--repeats", "1", "--classes", "2", "--seg-classes", "3", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--backbone", "lite0", "--arch", "Linknet", "bifpn", *QUICK]) == 0
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]

@@ -27,6 +27,7 @@ def in_pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "ways_here", lambda device: [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_pytorch_alone")
 def test_detectors_are_measured_beside_effdet() -> None:
     rows = inference.run(QUICK)
@@ -89,6 +90,7 @@ def test_a_command_that_prints_no_help_is_no_row(monkeypatch: pytest.MonkeyPatch
         starting.run(QUICK)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_pytorch_alone")
 def test_other_weights_are_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def pair(*args: Any, **kwargs: Any) -> Any:

@@ -170,7 +170,7 @@ def multitask_run(root: Path, out: Path, **changes: Any) -> Any:
 
 RUNS = [
     pytest.param(detection_run, id="detection"),
-    pytest.param(segmentation_run, id="segmentation"),
+    pytest.param(segmentation_run, id="segmentation", marks=pytest.mark.slow),
     pytest.param(multitask_run, id="multitask", marks=pytest.mark.slow),
 ]
 
@@ -198,7 +198,9 @@ def test_a_compiled_run_leaves_the_files_of_a_plain_one(
     assert not any("_orig_mod" in name for name in model)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["compiled-then-not", "then-compiled"])
+@pytest.mark.parametrize(
+    "first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["compiled-then-not", "then-compiled"]
+)
 def test_a_run_resumed_with_the_other_setting_ends_as_one_never_stopped(
     first: bool, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_the_file_says_what_it_is_and_can_be_read_by_anyone(exported: tuple[Dete
     assert not any("/" in prop.value for node in onnx.load(path).graph.node for prop in node.metadata_props)
 
 
+@pytest.mark.slow
 def test_the_selection_of_the_detector_goes_into_the_file(tmp_path: Path) -> None:
     detector = make_detector(Selection(score_threshold=0.05, nms_iou=0.3, max_detections=7))
     path = tmp_path / "few.onnx"
