@@ -1,4 +1,4 @@
-"""An exported file run by OpenVINO, in stages, the network compiled for the very sizes that it gets."""
+"""An exported file run by OpenVINO, in stages, image by image, so that the network has a size that is known."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from effdense.types import Int64, UInt8
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
-_BATCH_SIZES = 4
-"""For how many sizes of a batch a network stays compiled: that of a loader, what is left at its end, and one."""
-
 
 class OpenVino:
     """A file compiled by OpenVINO, in stages, each of which reads by name what those before it give.
 
     Only the network computes in the precision asked for; the stages around it compute in float32, see
-    `effdense.runtime.stages`. They take any size. The network is compiled for each size of a batch: where sizes are
-    open, OpenVINO lays maps out anew between layers that else agree on a layout, and takes up to twice as long.
+    `effdense.runtime.stages`. They take any size. The network is compiled for one image: where sizes are open, OpenVINO
+    lays maps out anew between layers that else agree on a layout, and takes half as long again; and compiling for each
+    size of a batch would take seconds whenever another one comes. On a CPU, images cost the same one by one.
 
     Attributes:
         name, precision, inputs, outputs: see `effdense.runtime.session.Session`.
@@ -50,64 +48,54 @@ class OpenVino:
         given = {name for stage in self._stages for name in stage.outputs}
         self.inputs = tuple(name for stage in self._stages for name in stage.inputs if name not in given)
         self.outputs = self._stages[-1].outputs
+        self._one_by_one = len(self._stages) > 1
         self._lock = threading.Lock()  # a request does one thing at a time, and raises where it is asked for two
 
     def run(self, images: UInt8, contents_hw: Int64 | None = None) -> dict[str, Array]:
         """Return the file's outputs by their names."""
-        known: dict[str, Any] = {
-            IMAGES: np.ascontiguousarray(images),
-            CONTENTS: np.zeros((1, 2), np.int64) if contents_hw is None else contents_hw,
-        }
+        if contents_hw is None:
+            contents_hw = np.zeros((len(images) if self._one_by_one else 1, 2), np.int64)
         with self._lock, memory_errors_explained(self._source, self.name, images):
-            for stage in self._stages:
-                passed_on = stage is not self._stages[-1]  # and not kept, so that no copy is needed
-                found = stage.request(known).infer(
-                    {name: known[name] for name in stage.inputs}, share_inputs=True, share_outputs=passed_on
-                )
-                known |= {name: found[place] for place, name in enumerate(stage.outputs)}
+            if not self._one_by_one or len(images) == 1:
+                return self._run(images, contents_hw)
+            found = [self._run(images[i : i + 1], contents_hw[i : i + 1]) for i in range(len(images))]
+            return {name: np.concatenate([one[name] for one in found]) for name in self.outputs}
+
+    def _run(self, images: UInt8, contents_hw: Int64) -> dict[str, Array]:
+        known: dict[str, Any] = {IMAGES: np.ascontiguousarray(images), CONTENTS: contents_hw}
+        for stage in self._stages:
+            passed_on = stage is not self._stages[-1]  # and not kept, so that no copy is needed
+            found = stage.request.infer(
+                {name: known[name] for name in stage.inputs}, share_inputs=True, share_outputs=passed_on
+            )
+            known |= {name: found[place] for place, name in enumerate(stage.outputs)}
         return {name: known[name] for name in self.outputs}
 
 
 class _Stage:
-    """A part of a file, compiled when it is first needed; the network for one image at once.
+    """A part of a file, compiled; the network for one image.
 
     Attributes:
+        request: what runs it.
         inputs: names of what it reads, in its order.
         outputs: names of what it gives, in its order.
     """
 
     def __init__(self, model: onnx.ModelProto, precision: str, threads: int) -> None:
         # The precision is always said: left to itself, it computes in bfloat16 wherever the CPU can.
-        self._settings = {
+        settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # pinned threads of two processes would share the same cores
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
         }
-        self._model = openvino_core().read_model(model.SerializeToString())
-        self.inputs = _names(self._model.inputs, model.graph.input)
-        self.outputs = _names(self._model.outputs, model.graph.output)
-        self._sized = self.inputs == (PIXELS,)
-        self._requests: dict[tuple[int, ...], Any] = {}
-        first = (
-            (1, *(size.get_length() for size in list(self._model.inputs[0].partial_shape)[1:])) if self._sized else ()
-        )
-        self._compiled(first)
-
-    def request(self, known: dict[str, Any]) -> Any:
-        """Return what runs it on the values known so far, by their names."""
-        return self._compiled(known[PIXELS].shape if self._sized else ())
-
-    def _compiled(self, shape: tuple[int, ...]) -> Any:
-        request = self._requests.pop(shape, None)
-        if request is None:
-            if len(self._requests) == _BATCH_SIZES:
-                del self._requests[next(iter(self._requests))]  # the one unused for longest
-            if self._sized:
-                self._model.reshape({PIXELS: list(shape)})
-            request = openvino_core().compile_model(self._model, "CPU", self._settings).create_infer_request()
-        self._requests[shape] = request
-        return request
+        core = openvino_core()
+        read = core.read_model(model.SerializeToString())
+        self.inputs = _names(read.inputs, model.graph.input)
+        self.outputs = _names(read.outputs, model.graph.output)
+        if self.inputs == (PIXELS,):
+            read.reshape({PIXELS: [1, *list(read.inputs[0].partial_shape)[1:]]})
+        self.request = core.compile_model(read, "CPU", settings).create_infer_request()
 
 
 def _names(ends: Sequence[Any], named: Sequence[Any]) -> tuple[str, ...]:
