@@ -20,8 +20,8 @@ _DEVICE_PAIRS = 1 << 26
 _CPU_BOUNDS = 1 << 18
 """Bounds that a processor computes at a time, for its cache."""
 
-_SLACK = 1e-4
-"""Added to bounds, so that rounding leaves none too low."""
+_SLACK = 1e-3
+"""Part by which what has to be reached is lowered, so that rounding leaves nothing out."""
 
 
 @dataclass(frozen=True)
@@ -140,50 +140,38 @@ def _assign_sparsely(
     for i, box in left_out.nonzero().tolist() if left_out is not None else ():
         shared, _ = _overlap(boxes[i, box], anchors)
         target_labels[i].masked_fill_(shared >= 0.5 * areas(anchors), IGNORED)
-    place, box = _match_sparsely(anchors, boxes, wanted, threshold)
-    image, anchor = place // max(1, count), place % max(1, count)
-    target_labels[image, anchor] = labels[image, box]
-    codes[image, anchor] = encode(boxes[image, box], anchors[anchor])
-    return Targets(target_labels, codes, torch.bincount(image, minlength=batch))
-
-
-def _match_sparsely(anchors: Tensor, boxes: Tensor, wanted: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Return where there are matches, as image * A + anchor, each once, and with which box: (P,) both."""
-    count = len(anchors)
     image, number = wanted.nonzero(as_tuple=True)  # (T,), the boxes one after the other
-    flat = boxes[image, number]
-    rows = _rows(anchors)
-    step = max(1, _CPU_BOUNDS // max(1, len(rows.top)))
-    places, owners, overlaps, forced_places, forced_owners = [], [], [], [], []
-    for start in range(0, len(flat), step):
-        part = slice(start, start + step)
-        box, anchor, iou = _candidates(flat[part], anchors, rows, threshold)
-        best = torch.zeros(len(flat[part])).scatter_reduce_(0, box, iou, "amax")
-        first = (iou == best[box]) & (iou > 0)
-        best_anchor = torch.full((len(best),), count).scatter_reduce_(0, box[first], anchor[first], "amin")
-        exists = best_anchor < count
-        forced_places.append((image[part] * count + best_anchor)[exists])
-        forced_owners.append(number[part][exists])
-        high = iou >= threshold
-        places.append(image[part][box[high]] * count + anchor[high])
-        owners.append(number[part][box[high]])
-        overlaps.append(iou[high])
-    if not places:
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    place, inverse = torch.unique(torch.cat(places), return_inverse=True)
-    owner = _first_of_highest(inverse, torch.cat(owners), torch.cat(overlaps), len(place))
-    forced, inverse = torch.unique(torch.cat(forced_places), return_inverse=True)
-    forced_owner = _first_of_highest(inverse, torch.cat(forced_owners), torch.ones(len(inverse)), len(forced))
-    free = ~torch.isin(place, forced)
-    return torch.cat((place[free], forced)), torch.cat((owner[free], forced_owner))
+    own = boxes[image, number]
+    place, box = _match_sparsely(anchors, own, image, threshold)
+    image_of_place = image[box]
+    target_labels.view(-1)[place] = labels[image, number][box]
+    codes.view(-1, 4)[place] = encode(own[box], anchors[place - image_of_place * count])
+    return Targets(target_labels, codes, torch.bincount(image_of_place, minlength=batch))
 
 
-def _first_of_highest(groups: Tensor, numbers: Tensor, values: Tensor, count: int) -> Tensor:
-    """Return for each of ``count`` groups the lowest number among those of its entries with the highest value."""
-    highest = torch.zeros(count).scatter_reduce_(0, groups, values, "amax")
-    among = values == highest[groups]
-    most = torch.iinfo(torch.int64).max
-    return torch.full((count,), most).scatter_reduce_(0, groups[among], numbers[among], "amin")
+def _match_sparsely(anchors: Tensor, boxes: Tensor, image: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Return where there are matches, as image * A + anchor, each once, and with which box: (P,) both.
+
+    Args:
+        anchors: (A, 4).
+        boxes: (T, 4), those of all images.
+        image: (T,), which image each lies in.
+        threshold: least IoU for a match.
+    """
+    count = len(anchors)
+    box, anchor, iou = _candidates(boxes, anchors, _rows(anchors), threshold)
+    best = torch.zeros(len(boxes)).scatter_reduce_(0, box, iou, "amax")
+    first = (iou == best[box]) & (iou > 0)
+    best_anchor = torch.full((len(boxes),), count).scatter_reduce_(0, box[first], anchor[first], "amin")
+    forced = (best_anchor < count).nonzero().squeeze(1)
+    high = (iou >= threshold).nonzero().squeeze(1)
+    owner = torch.cat((box[high], forced))
+    place = image[owner] * count + torch.cat((anchor[high], best_anchor[forced]))
+    overlap = torch.cat((iou[high], torch.full((len(forced),), 2.0)))  # what is forced goes before every IoU
+    place, inverse = torch.unique(place, return_inverse=True)
+    highest = torch.zeros(len(place)).scatter_reduce_(0, inverse, overlap, "amax")
+    among = overlap == highest[inverse]
+    return place, torch.full((len(place),), len(boxes)).scatter_reduce_(0, inverse[among], owner[among], "amin")
 
 
 @dataclass(frozen=True)
@@ -195,9 +183,12 @@ class _Rows:
         bottom: (R,).
         widest: (R,), width of the row's widest anchor.
         least_area: (R,).
-        start: (R,), where the row's anchors begin in ``members``.
-        length: (R,).
-        members: (A,), indices of anchors, row after row.
+        start: (R,), place in ``members`` of the row's first anchor.
+        last: (R,), that of its last.
+        members: (A,), indices of anchors, row after row, from left to right.
+        lefts: float64, (A,): their left edges from ``leftmost`` on, and ``pitch`` more with every row.
+        leftmost: the least left edge.
+        pitch: more than twice the distance between any two left edges.
     """
 
     top: Tensor
@@ -205,8 +196,16 @@ class _Rows:
     widest: Tensor
     least_area: Tensor
     start: Tensor
-    length: Tensor
+    last: Tensor
     members: Tensor
+    lefts: Tensor
+    leftmost: float
+    pitch: float
+
+    def find(self, row: Tensor, left: Tensor) -> Tensor:
+        """Return where in ``members`` those of each row begin whose left edge is at least ``left``, or the row ends."""
+        within = (left.double() - self.leftmost).clamp_(0.0, 0.75 * self.pitch)
+        return torch.searchsorted(self.lefts, within.add_(row, alpha=self.pitch))
 
 
 _known_rows = WeakTensorKeyDictionary()
@@ -220,14 +219,21 @@ def _rows(anchors: Tensor) -> _Rows:
         return known[1]
     spans, row, length = torch.unique(anchors[:, 1::2], dim=0, return_inverse=True, return_counts=True)
     zeros = torch.zeros(len(spans))
+    left = anchors[:, 0].double()
+    leftmost = float(left.min())
+    pitch = 2 * (float(left.max()) - leftmost) + 1
+    lefts, members = (left - leftmost).add_(row, alpha=pitch).sort(stable=True)
     rows = _Rows(
         top=spans[:, 0].contiguous(),
         bottom=spans[:, 1].contiguous(),
         widest=zeros.scatter_reduce(0, row, anchors[:, 2] - anchors[:, 0], "amax"),
         least_area=zeros.scatter_reduce(0, row, areas(anchors), "amin", include_self=False),
         start=length.cumsum(0) - length,
-        length=length,
-        members=row.argsort(stable=True),
+        last=length.cumsum(0) - 1,
+        members=members,
+        lefts=lefts,
+        leftmost=leftmost,
+        pitch=pitch,
     )
     _known_rows[anchors] = (version, rows)
     return rows
@@ -236,24 +242,42 @@ def _rows(anchors: Tensor) -> _Rows:
 def _candidates(boxes: Tensor, anchors: Tensor, rows: _Rows, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return pairs of box (T, 4) and anchor that may match or be the box's best, and their IoU: (P,) each.
 
-    A row's anchors share at most its height common with the box times the smaller width. So no IoU of the row exceeds
-    a bound; the row with a box's highest bound tells what its best anchor has at least, and rows bounded below that as
-    well as below the threshold need no look.
+    Every row of anchors is judged as a whole (see ``_promising``); of those left, only the stretch of anchors is looked
+    at that share enough width with the box.
     """
-    height = torch.minimum(boxes[:, 3:], rows.bottom).sub_(torch.maximum(boxes[:, 1:2], rows.top)).clamp_(min=0)
-    shared = height.mul_(torch.minimum(boxes[:, 2:3] - boxes[:, :1], rows.widest))  # (T, R)
-    bound = shared / (areas(boxes).unsqueeze(1) + rows.least_area - shared).clamp_(min=1e-9)
-    box, _, iou = _expand(torch.arange(len(boxes)), bound.argmax(1), boxes, anchors, rows)
-    at_least = torch.zeros(len(boxes)).scatter_reduce_(0, box, iou, "amax").clamp_(max=threshold)
-    box, row = (bound >= (at_least - _SLACK).clamp_(min=1e-9).unsqueeze(1)).nonzero(as_tuple=True)
-    return _expand(box, row, boxes, anchors, rows)
-
-
-def _expand(box: Tensor, row: Tensor, boxes: Tensor, anchors: Tensor, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn pairs of box and row, (Q,), into pairs of box and anchor, with their IoU: (P,) each."""
-    length = rows.length[row]
-    offset = rows.start[row] - (length.cumsum(0) - length)  # from the place among all pairs to that in ``members``
+    step = max(1, _CPU_BOUNDS // max(1, len(rows.top)))
+    parts = []
+    for start in range(0, max(1, len(boxes)), step):
+        box, row, least = _promising(boxes[start : start + step], anchors, rows, threshold)
+        parts.append((box + start, row, least))
+    box, row, least = (torch.cat(column) for column in zip(*parts, strict=True))
+    left, right = boxes[box, 0].double(), boxes[box, 2].double()
+    begin = rows.find(row, left - rows.widest[row] + least)
+    length = (rows.find(row, right - least) - begin).clamp_(min=0)
+    offset = begin - (length.cumsum(0) - length)  # from the place among all pairs to that in ``members``
     pair = torch.repeat_interleave(length)
     anchor = rows.members[offset[pair].add_(torch.arange(len(pair)))]
     box = box[pair]
     return box, anchor, _overlap(boxes[box], anchors[anchor])[1]
+
+
+def _promising(boxes: Tensor, anchors: Tensor, rows: _Rows, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pairs of box (T, 4) and row, and the width that an anchor of the row has to share: (Q,) each.
+
+    A row's anchors share at most its height common with the box times the smaller width. So no IoU of the row exceeds
+    a bound. Two anchors of the row with a box's highest bound, those next to its middle, tell what its best anchor has
+    at least; rows bounded below that as well as below the threshold need no look, and in the others only anchors that
+    share the part of the width by which that is below the bound. In place of IoU u, u / (1 + u) is compared, the shared
+    area in the sum of both.
+    """
+    height = torch.minimum(boxes[:, 3:], rows.bottom).sub_(torch.maximum(boxes[:, 1:2], rows.top)).clamp_(min=0)
+    width = torch.minimum(boxes[:, 2:3] - boxes[:, :1], rows.widest)
+    bound = height.mul_(width).div_(areas(boxes).unsqueeze(1) + rows.least_area)  # (T, R)
+    row = bound.argmax(1)
+    middle = rows.find(row, (boxes[:, 0] + boxes[:, 2] - rows.widest[row]) / 2)
+    near = torch.stack((middle - 1, middle), 1)
+    near = near.maximum(rows.start[row].unsqueeze(1)).minimum(rows.last[row].unsqueeze(1))  # (T, 2)
+    iou = _overlap(boxes.unsqueeze(1), anchors[rows.members[near]])[1].amax(1).clamp_(max=threshold)
+    least = (iou / (1 + iou)).mul_(1 - _SLACK).clamp_(min=1e-30)  # above 0, where rows without a bound stay out
+    box, row = (bound >= least.unsqueeze(1)).nonzero(as_tuple=True)
+    return box, row, width[box, row] * (least[box] / bound[box, row])

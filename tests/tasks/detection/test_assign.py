@@ -153,6 +153,41 @@ def test_anchors_in_no_order_and_changed_in_place_are_matched_as_well() -> None:
         anchors += 3.0
 
 
+def scattered(rows: int | None) -> Tensor:
+    """Return anchors anywhere, or with only so many different tops; of all widths either way."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(600, 2, generator=generator) * 160 - 10
+    size = torch.exp(torch.rand(600, 2, generator=generator) * 5)
+    if rows is not None:
+        corner[:, 1], size[:, 1] = (corner[:, 1] / 150 * rows).floor() * 20, 30.0
+    return torch.cat((corner, corner + size), 1)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.7])
+@pytest.mark.parametrize(
+    ("anchors", "to_boxes"),
+    [
+        (scattered(None), (1.0, 0.0)),
+        (scattered(6), (1.0, 0.0)),
+        (ANCHORS, (1.5, -20.0)),
+        (ANCHORS, (0.0001, 0.0)),
+        (ANCHORS + 5000, (1.0, 5000.0)),
+        (ANCHORS[:1], (1.0, 0.0)),
+    ],
+    ids=["anywhere", "rows of all widths", "beyond the edges", "specks", "far from zero", "one anchor"],
+)
+def test_few_anchors_are_enough_wherever_anchors_and_boxes_lie(
+    anchors: Tensor, to_boxes: tuple[float, float], threshold: float
+) -> None:
+    boxes_xyxy, labels = scene(3, 40)
+    boxes_xyxy = boxes_xyxy * to_boxes[0] + to_boxes[1]
+    wanted = (boxes_xyxy[..., 2:] > boxes_xyxy[..., :2]).all(-1)
+    same(
+        assign(anchors, boxes_xyxy, labels, threshold=threshold),
+        module._assign_densely(anchors, boxes_xyxy, labels, wanted, None, threshold),
+    )
+
+
 def test_anchors_made_in_inference_mode_are_matched_as_well() -> None:
     boxes_xyxy, labels = scene(2, 12)
     with torch.inference_mode():
