@@ -24,6 +24,7 @@ IR_VERSION = 10
 
 FLOAT = onnx.TensorProto.FLOAT
 DOUBLE = onnx.TensorProto.DOUBLE
+INT32 = onnx.TensorProto.INT32
 INT64 = onnx.TensorProto.INT64
 UINT8 = onnx.TensorProto.UINT8
 

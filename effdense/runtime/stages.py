@@ -7,15 +7,22 @@ are all known runs faster, while images come in any.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 
 PIXELS = "pixels"
 """What a file's network reads, float32 (batch, 3, S, S) in 0..255."""
 
-GEOMETRY = ("size_hw", "fitted_hw", "limits", "originals")
+SIZE_HW, FITTED_HW = "size_hw", "fitted_hw"
+"""Height and width of the images, and of their content in the square."""
+
+GEOMETRY = (SIZE_HW, FITTED_HW, "limits", "originals")
 """What is known of the images before the network runs, and needed after it; each file has the first two at least."""
 
-RAW_OUTPUTS = ("class_logits", "box_codes", "mask_logits")
+MASK_LOGITS = "mask_logits"
+
+RAW_OUTPUTS = ("class_logits", "box_codes", MASK_LOGITS)
 """What a file's network may give; each of them has some."""
 
 
@@ -41,3 +48,13 @@ def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.
         extractor.extract_model([PIXELS], raw),
         extractor.extract_model([*raw, *geometry], outputs),
     )
+
+
+def part(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Return what of a model is needed for some of its outputs, with the inputs that are read for them."""
+    whole = onnx.utils.Extractor(model).extract_model([one.name for one in model.graph.input], list(outputs))
+    read = {name for node in whole.graph.node for name in node.input}
+    inputs = [one for one in whole.graph.input if one.name in read]
+    del whole.graph.input[:]
+    whole.graph.input.extend(inputs)
+    return whole

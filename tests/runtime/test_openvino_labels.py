@@ -1,0 +1,73 @@
+"""What OpenVINO computes at the borders alone is what enlarging every class's logits gives."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from small_export import Exported, photo
+
+from effdense.runtime import openvino_labels
+from effdense.runtime.openvino_labels import Labelling
+from effdense.runtime.openvino_session import OpenVino, openvino_core
+from effdense.runtime.session import open_session
+
+SIDE = 32
+SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+
+FITTINGS = [((48, 64), (24, 32)), ((61, 47), (32, 25)), ((32, 32), (32, 32)), ((20, 16), (32, 26)), ((300, 7), (32, 1))]
+
+
+def logits_of(classes: int, coarse: int) -> torch.Tensor:
+    """Random logits (1, K, S, S), in patches the larger the coarser."""
+    values = torch.randn(1, classes, SIDE // coarse, SIDE // coarse, generator=torch.Generator().manual_seed(classes))
+    return F.interpolate(values, size=(SIDE, SIDE), mode="bilinear")
+
+
+@pytest.mark.parametrize("coarse", [1, 8], ids=["borders everywhere", "few borders"])
+@pytest.mark.parametrize("classes", [1, 2, 21, 150])
+@pytest.mark.parametrize(("size_hw", "fitted_hw"), FITTINGS)
+def test_labels_are_those_of_the_enlarged_logits(
+    size_hw: tuple[int, int], fitted_hw: tuple[int, int], classes: int, coarse: int
+) -> None:
+    logits = logits_of(classes, coarse)
+    labelling = Labelling(openvino_core(), SETTINGS, classes, SIDE)
+    found = labelling.label_map(logits.numpy(), np.array(size_hw), np.array(fitted_hw))
+    content = logits[..., : fitted_hw[0], : fitted_hw[1]]
+    enlarged = F.interpolate(content, size=size_hw, mode="bilinear")
+    greatest = enlarged.amax(1)
+    chosen = enlarged.gather(1, torch.from_numpy(found).long()[None])[0]
+    assert found.shape == (1, *size_hw)
+    torch.testing.assert_close(chosen, greatest, rtol=0, atol=1e-5)
+    assert (found == enlarged.argmax(1).numpy()).mean() > 0.999
+
+
+def test_labels_are_the_same_whatever_the_number_of_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = logits_of(5, 4).numpy()
+    labelling = Labelling(openvino_core(), SETTINGS, 5, SIDE)
+    sizes = np.array([61, 47]), np.array([32, 25])
+    whole = labelling.label_map(logits, *sizes)
+    for band in (1, 47 * 10, 47 * 60):
+        monkeypatch.setattr(openvino_labels, "_BAND", band)
+        np.testing.assert_array_equal(labelling.label_map(logits, *sizes), whole)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "multitask"])
+def test_a_file_that_labels_by_another_rule_keeps_it(task: str, exported: Exported, tmp_path: Path) -> None:
+    def labelled(path: Path) -> tuple[np.ndarray, bool]:
+        session = open_session(path, runtime="openvino", threads=1)
+        assert isinstance(session, OpenVino)
+        return session.run(photo(0, (50, 70))[None])["label_map"], session._labelling is not None
+
+    model = onnx.load(exported.files[task])
+    (cast,) = [node for node in model.graph.node if node.output[0] == "label_map"]
+    cast.output[0] = "before"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.uint8(7), "shift"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "shift"], ["label_map"]))
+    onnx.save(model, tmp_path / "other.onnx")
+    usual, is_fast = labelled(exported.files[task])
+    other, is_fast_too = labelled(tmp_path / "other.onnx")
+    assert (is_fast, is_fast_too) == (True, False)
+    np.testing.assert_array_equal(other, usual + 7)
