@@ -61,7 +61,8 @@ def network_to_onnx(
 def joined(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     """Return one model that runs several in turn; each reads by name what those before it yield.
 
-    What one asks for and none before it yields is an input of the whole. All that any of them yields is an output.
+    What one asks for and none before it yields is an input of the whole, with the default of the first that has one.
+    All that any of them yields is an output.
 
     Args:
         models: at least one; names inside them may be the same.
@@ -76,7 +77,8 @@ def joined(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
         _rename(graph, outer)
         known = {one.name for one in (*whole.graph.input, *whole.graph.output)}
         whole.graph.node.extend(graph.node)
-        whole.graph.initializer.extend(graph.initializer)
+        defaults = known & {one.name for one in whole.graph.initializer}
+        whole.graph.initializer.extend(one for one in graph.initializer if one.name not in defaults)
         whole.graph.value_info.extend(graph.value_info)
         whole.graph.input.extend(one for one in graph.input if one.name not in known)
         whole.graph.output.extend(graph.output)

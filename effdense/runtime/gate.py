@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 _SHOWN = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
+AS_THEY_ARE = "images as they are"
+"""What others than effdense give a file, in words."""
+
 _LEAST = 1.0, 10
 """A checkpoint that scores fewer points than that, or than so many times the tolerance, proves nothing."""
 

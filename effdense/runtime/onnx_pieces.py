@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from effdense.runtime.session import IMAGES
+from effdense.runtime.session import IMAGES, ORIGINAL
 from effdense.transforms.geometry import AREA_BELOW
 
 OPSET = 18
@@ -28,8 +28,11 @@ INT32 = onnx.TensorProto.INT32
 INT64 = onnx.TensorProto.INT64
 UINT8 = onnx.TensorProto.UINT8
 
+_WHOLE = np.zeros(2, np.int64)
+"""An input that has a value already is one that may be left out."""
 
-def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
+
+def fitting(side: int, fill: Sequence[int], *, may_be_done: bool = False) -> onnx.ModelProto:
     """Return the piece that fits images into a square, as `effdense.transforms.eval_transform` does.
 
     Sizes are computed in float64 and cut, as there. INTER_AREA and INTER_LINEAR are two matrix products alike, with the
@@ -44,6 +47,7 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
     Args:
         side: S, of the square, in pixels.
         fill: colour of the padding, RGB in 0..255.
+        may_be_done: the optional input ``original_hw`` says that images are fitted already, and are to be padded alone.
 
     Returns:
         A model from ``images`` to ``pixels``, float32 (batch, 3, S, S) in 0..255, ``size_hw``, int64 (2,), of the
@@ -51,7 +55,7 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
     """
     text = f"""
     <ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>
-    fitting (uint8[batch, height, width, 3] {IMAGES})
+    fitting (uint8[batch, height, width, 3] {IMAGES}{f", int64[2] {ORIGINAL}" if may_be_done else ""})
         => (float[batch, 3, {side}, {side}] pixels, int64[2] size_hw, int64[2] fitted_hw)
     {{
         shape = Shape ({IMAGES})
@@ -62,7 +66,9 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         exact = Mul (size, ratio)
         cut = Floor (exact)
         whole = Cast <to = {INT64}> (cut)
-        fitted_hw = Max (whole, one)
+        {"at_least = Max (whole, one)" if may_be_done else "fitted_hw = Max (whole, one)"}
+        {f"is_done = Greater ({ORIGINAL}, zero)" if may_be_done else ""}
+        {"fitted_hw = Where (is_done, size_hw, at_least)" if may_be_done else ""}
 
         change = Sub (size_hw, fitted_hw)
         change_by = ReduceSumSquare <keepdims = 0> (change)
@@ -134,7 +140,7 @@ def fitting(side: int, fill: Sequence[int]) -> onnx.ModelProto:
         "white": np.float32(255),
         "fill": np.array(fill, np.uint8).reshape(1, 3, 1, 1),
     }
-    return piece(text, constants)
+    return piece(text, {**constants, ORIGINAL: _WHOLE} if may_be_done else constants)
 
 
 def _shares(name: str, axis: int) -> str:
@@ -189,31 +195,35 @@ def labelling(classes: int, side: int) -> onnx.ModelProto:
         side: S, of the square, in pixels.
 
     Returns:
-        A model from ``mask_logits``, float32 (batch, K, S, S), ``size_hw`` and ``fitted_hw`` to ``label_map``, uint8
-        (batch, height, width).
+        A model from ``mask_logits``, float32 (batch, K, S, S), ``size_hw``, ``fitted_hw`` and the optional
+        ``original_hw`` to ``label_map``, uint8 (batch, height, width), of the latter size where it is given, else of
+        the former.
     """
     text = f"""
     <ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>
-    labelling (float[batch, {classes}, {side}, {side}] mask_logits, int64[2] size_hw, int64[2] fitted_hw)
-        => (uint8[batch, height, width] label_map)
+    labelling (
+        float[batch, {classes}, {side}, {side}] mask_logits, int64[2] size_hw, int64[2] fitted_hw, int64[2] {ORIGINAL}
+    ) => (uint8[batch, height, width] label_map)
     {{
+        is_given = Greater ({ORIGINAL}, zero)
+        wanted_hw = Where (is_given, {ORIGINAL}, size_hw)
         content = Slice (mask_logits, corner, fitted_hw, axes)
         shape = Shape (mask_logits)
         batch_size = Slice (shape, zero, one)
-        change = Sub (size_hw, fitted_hw)
+        change = Sub (wanted_hw, fitted_hw)
         change_by = ReduceSumSquare <keepdims = 1> (change)
         fits = Equal (change_by, zero)
         to_enlarge = Where (fits, zero, batch_size)
         to_keep = Sub (batch_size, to_enlarge)
 
         given = Slice (content, zero, to_enlarge, zero)
-        sizes = Concat <axis = 0> (to_enlarge, classes, size_hw)
+        sizes = Concat <axis = 0> (to_enlarge, classes, wanted_hw)
         enlarged = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (given, , , sizes)
         best_enlarged = ArgMax <axis = 1, keepdims = 0> (enlarged)
 
         fitting_already = Slice (content, to_enlarge, batch_size, zero)
         best_kept = ArgMax <axis = 1, keepdims = 0> (fitting_already)
-        kept_shape = Concat <axis = 0> (to_keep, size_hw)
+        kept_shape = Concat <axis = 0> (to_keep, wanted_hw)
         reshaped = Reshape <allowzero = 1> (best_kept, kept_shape)
 
         best = Concat <axis = 0> (best_enlarged, reshaped)
@@ -221,6 +231,7 @@ def labelling(classes: int, side: int) -> onnx.ModelProto:
     }}
     """
     constants = {
+        ORIGINAL: _WHOLE,
         "zero": np.zeros(1, np.int64),
         "one": np.ones(1, np.int64),
         "classes": np.full(1, classes, np.int64),

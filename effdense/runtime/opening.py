@@ -12,7 +12,7 @@ from effdense.errors import UserError
 from effdense.runtime.onnx_header import is_exported
 from effdense.runtime.session import Runtime
 from effdense.training.device import choose_device
-from effdense.types import Batch, UInt8
+from effdense.types import UInt8
 
 C = TypeVar("C", bound="Movable")
 E_co = TypeVar("E_co", covariant=True)
@@ -103,7 +103,7 @@ def refuse_other_size(source: str, image_size: int, wanted: int) -> None:
         )
 
 
-def pixels_of(batch: Batch) -> UInt8:
-    """Return a batch's images as an exported file takes them, (B, H, W, 3)."""
-    pixels: UInt8 = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
+def pixels_of(images: torch.Tensor) -> UInt8:
+    """Return a batch's images, (B, 3, H, W), as an exported file takes them, (B, H, W, 3)."""
+    pixels: UInt8 = images.permute(0, 2, 3, 1).contiguous().numpy()
     return pixels

@@ -13,7 +13,7 @@ import onnx
 
 from effdense.runtime.onnx_pieces import labelling
 from effdense.runtime.openvino_labels import LABEL_MAP, Labelling
-from effdense.runtime.session import CONTENTS, IMAGES, Array, memory_errors_explained
+from effdense.runtime.session import CONTENTS, IMAGES, ORIGINAL, Array, memory_errors_explained
 from effdense.runtime.stages import FITTED_HW, MASK_LOGITS, PIXELS, SIZE_HW, cut, part
 from effdense.types import Int64, UInt8
 
@@ -47,29 +47,34 @@ class OpenVino:
             Exception: OpenVINO's own, or what reading the file raises.
         """
         self.precision, self._source = precision, path
-        models, self.outputs = _stages_of(path, precision)
+        model = onnx.load(path)
+        self.inputs = tuple(one.name for one in model.graph.input)
+        self.outputs = tuple(one.name for one in model.graph.output)
+        models = _stages_of(model, precision)
         self._stages = [_Stage(model, one, threads) for model, one in models]
-        given = {name for stage in self._stages for name in stage.outputs}
-        self.inputs = tuple(name for stage in self._stages for name in stage.inputs if name not in given)
         self._one_by_one = len(self._stages) > 1
         self._labelling: Labelling | None = None
-        if LABEL_MAP in self.outputs and LABEL_MAP not in given:
+        if LABEL_MAP in self.outputs and not any(LABEL_MAP in stage.outputs for stage in self._stages):
             classes, side = _logits_shape(models[1][0])
             self._labelling = Labelling(openvino_core(), _settings("float32", threads), classes, side)
         self._lock = threading.Lock()  # a request does one thing at a time, and raises where it is asked for two
 
-    def run(self, images: UInt8, contents_hw: Int64 | None = None) -> dict[str, Array]:
+    def run(
+        self, images: UInt8, contents_hw: Int64 | None = None, original_hw: Int64 | None = None
+    ) -> dict[str, Array]:
         """Return the file's outputs by their names."""
         if contents_hw is None:
             contents_hw = np.zeros((len(images) if self._one_by_one else 1, 2), np.int64)
+        if original_hw is None:
+            original_hw = np.zeros(2, np.int64)
         with self._lock, memory_errors_explained(self._source, self.name, images):
             if not self._one_by_one or len(images) == 1:
-                return self._run(images, contents_hw)
-            found = [self._run(images[i : i + 1], contents_hw[i : i + 1]) for i in range(len(images))]
+                return self._run(images, contents_hw, original_hw)
+            found = [self._run(images[i : i + 1], contents_hw[i : i + 1], original_hw) for i in range(len(images))]
             return {name: np.concatenate([one[name] for one in found]) for name in self.outputs}
 
-    def _run(self, images: UInt8, contents_hw: Int64) -> dict[str, Array]:
-        known: dict[str, Any] = {IMAGES: np.ascontiguousarray(images), CONTENTS: contents_hw}
+    def _run(self, images: UInt8, contents_hw: Int64, original_hw: Int64) -> dict[str, Array]:
+        known: dict[str, Any] = {IMAGES: np.ascontiguousarray(images), CONTENTS: contents_hw, ORIGINAL: original_hw}
         for stage in self._stages:
             passed_on = not set(stage.outputs) & set(self.outputs)  # and not kept, so that no copy is needed
             found = stage.request.infer(
@@ -77,7 +82,8 @@ class OpenVino:
             )
             known |= {name: found[place] for place, name in enumerate(stage.outputs)}
         if self._labelling is not None:
-            known[LABEL_MAP] = self._labelling.label_map(known[MASK_LOGITS], known[SIZE_HW], known[FITTED_HW])
+            size_hw = original_hw if original_hw.all() else known[SIZE_HW]
+            known[LABEL_MAP] = self._labelling.label_map(known[MASK_LOGITS], size_hw, known[FITTED_HW])
         return {name: known[name] for name in self.outputs}
 
 
@@ -115,14 +121,13 @@ def _settings(precision: str, threads: int) -> dict[str, Any]:
     }
 
 
-def _stages_of(path: Path, precision: str) -> tuple[list[tuple[onnx.ModelProto, str]], tuple[str, ...]]:
-    """Return what of a file is compiled apart, with the precision of each, and what the file gives.
+def _stages_of(model: onnx.ModelProto, precision: str) -> list[tuple[onnx.ModelProto, str]]:
+    """Return what of a file is compiled apart, with the precision of each; the file's model may be changed.
 
     What makes label maps is not among it, if `Labelling` does the same faster.
     """
-    model = onnx.load(path)
     inputs = {one.name for one in model.graph.input}
-    outputs = tuple(one.name for one in model.graph.output)
+    outputs = [one.name for one in model.graph.output]
     constants = [one for one in model.graph.initializer if one.name not in inputs]
     del model.graph.initializer[:]
     model.graph.initializer.extend(constants)  # an input that has a default there, OpenVINO takes for a constant
@@ -130,13 +135,13 @@ def _stages_of(path: Path, precision: str) -> tuple[list[tuple[onnx.ModelProto, 
         before, network, after = cut(model)
     except ValueError:
         if precision == "float32":
-            return [(model, precision)], outputs
+            return [(model, precision)]
         raise
     stages = [(before, "float32"), (network, precision)]
     rest = [name for name in outputs if not (name == LABEL_MAP and _labels_as_known(after, network))]
     if rest:
         stages.append((after if len(rest) == len(outputs) else part(after, rest), "float32"))
-    return stages, outputs
+    return stages
 
 
 def _labels_as_known(after: onnx.ModelProto, network: onnx.ModelProto) -> bool:

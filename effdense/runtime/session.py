@@ -23,10 +23,15 @@ Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-IMAGES, CONTENTS = "images", "contents_hw"
-"""What an exported file calls its inputs: uint8 (B, H, W, 3), RGB; and, optional and of files that detect, int64 (B,
-2), the height and width that images really have where they are padded at the bottom and the right to one size. 0, 0,
-which it is by default, stands for the whole image."""
+IMAGES, CONTENTS, ORIGINAL = "images", "contents_hw", "original_hw"
+"""What an exported file calls its inputs.
+
+- uint8 (B, H, W, 3), RGB;
+- optional, of files that detect: int64 (B, 2), the height and width that images really have where they are padded at
+  the bottom and the right to one size. 0, 0, which it is by default, stands for the whole image;
+- optional, of files that label pixels: int64 (2,), the height and width that images had before they were fitted into
+  the square, which is then left out; label maps get this size. 0, 0, which it is by default, leaves it to the file.
+"""
 
 _SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
@@ -48,13 +53,17 @@ class Session(Protocol):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def run(self, images: UInt8, contents_hw: Int64 | None = None) -> dict[str, Array]:
+    def run(
+        self, images: UInt8, contents_hw: Int64 | None = None, original_hw: Int64 | None = None
+    ) -> dict[str, Array]:
         """Return the file's outputs by their names.
 
         Args:
             images: RGB, (B, H, W, 3).
             contents_hw: (B, 2), the height and width that images really have where they are padded at the bottom and
                 the right; for files that detect.
+            original_hw: (2,), the height and width that images had before they were fitted; for files that label
+                pixels.
 
         Raises:
             UserError: the images do not fit into memory.
@@ -158,9 +167,12 @@ class _OnnxRuntime:
         self.inputs = tuple(one.name for one in (*session.get_inputs(), *optional))
         self.outputs = tuple(one.name for one in session.get_outputs())
 
-    def run(self, images: UInt8, contents_hw: Int64 | None = None) -> dict[str, Array]:
+    def run(
+        self, images: UInt8, contents_hw: Int64 | None = None, original_hw: Int64 | None = None
+    ) -> dict[str, Array]:
         """Return the file's outputs by their names."""
-        given = {IMAGES: images} if contents_hw is None else {IMAGES: images, CONTENTS: contents_hw}
+        optional = {CONTENTS: contents_hw, ORIGINAL: original_hw}
+        given = {IMAGES: images} | {name: value for name, value in optional.items() if value is not None}
         with memory_errors_explained(self._source, self.name, images):
             values = self._session.run(self.outputs, given)
         return dict(zip(self.outputs, values, strict=True))

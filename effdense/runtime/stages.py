@@ -39,22 +39,24 @@ def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.
     raw, geometry = ([name for name in names if name in made] for names in (RAW_OUTPUTS, GEOMETRY))
     if PIXELS not in made or not raw:
         raise ValueError("no network stands out in it")
-    read = {name for node in model.graph.node for name in node.input}
-    inputs = [value.name for value in model.graph.input if value.name in read]
+    inputs = [value.name for value in model.graph.input]
     outputs = [value.name for value in model.graph.output]
-    extractor = onnx.utils.Extractor(model)
     return (
-        extractor.extract_model(inputs, [PIXELS, *geometry]),
-        extractor.extract_model([PIXELS], raw),
-        extractor.extract_model([*raw, *geometry], outputs),
+        _between(model, inputs, [PIXELS, *geometry]),
+        _between(model, [PIXELS], raw),
+        _between(model, [*inputs, *raw, *geometry], outputs),
     )
 
 
 def part(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     """Return what of a model is needed for some of its outputs, with the inputs that are read for them."""
-    whole = onnx.utils.Extractor(model).extract_model([one.name for one in model.graph.input], list(outputs))
-    read = {name for node in whole.graph.node for name in node.input}
-    inputs = [one for one in whole.graph.input if one.name in read]
-    del whole.graph.input[:]
-    whole.graph.input.extend(inputs)
-    return whole
+    return _between(model, [one.name for one in model.graph.input], outputs)
+
+
+def _between(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    found = onnx.utils.Extractor(model).extract_model(list(inputs), list(outputs))
+    read = {name for node in found.graph.node for name in node.input}
+    needed = [one for one in found.graph.input if one.name in read]
+    del found.graph.input[:]
+    found.graph.input.extend(needed)
+    return found

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, predict_inputs
@@ -139,9 +140,20 @@ class ExportedDetector:
             UserError: the images do not fit into memory.
         """
         contents, originals = batch.resized_sizes_hw, batch.original_sizes_hw
-        found = self.session.run(pixels_of(batch), contents.numpy())
-        boxes = clip(scale(torch.from_numpy(found["boxes"]), contents, originals), originals)
-        return detections_of({**found, "boxes": boxes.numpy()}, self.selection, self.class_names)
+        found = self.session.run(pixels_of(batch.images), contents.numpy())
+        return detections_of(in_original_pixels(found, contents, originals), self.selection, self.class_names)
+
+
+def in_original_pixels(found: Mapping[str, Array], contents_hw: Tensor, originals_hw: Tensor) -> dict[str, Array]:
+    """Return what a file found in fitted images with its boxes in pixels of the original ones.
+
+    Args:
+        found: ``OUTPUTS``.
+        contents_hw: (B, 2), of the images in what the file was given.
+        originals_hw: (B, 2), before they were fitted.
+    """
+    boxes = clip(scale(torch.from_numpy(found["boxes"]), contents_hw, originals_hw), originals_hw)
+    return {**found, "boxes": boxes.numpy()}
 
 
 def detections_of(found: Mapping[str, Array], selection: Selection, class_names: tuple[str, ...]) -> list[Detections]:

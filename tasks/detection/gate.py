@@ -15,7 +15,7 @@ import torch
 
 from effdense.config import from_mapping
 from effdense.runtime.export_config import ExportConfig
-from effdense.runtime.gate import Gate, Measured, export_through_gate
+from effdense.runtime.gate import AS_THEY_ARE, Gate, Measured, export_through_gate
 from effdense.runtime.opening import pixels_of
 from effdense.runtime.session import Session, require_precision
 from effdense.tasks.detection.evaluate import evaluate
@@ -27,8 +27,6 @@ from effdense.tasks.detection.score import open_split
 from effdense.tasks.detection.score_config import ScoreConfig
 from effdense.transforms import Compose, Transform
 from effdense.types import Batch, Detections
-
-AS_THEY_ARE = "images as they are"
 
 
 @dataclass
@@ -59,7 +57,7 @@ class Unaided:
 
     def detect(self, batch: Batch) -> list[Detections]:
         """Detect objects in a batch of images of one size."""
-        return detections_of(self.session.run(pixels_of(batch)), self.selection, self.class_names)
+        return detections_of(self.session.run(pixels_of(batch.images)), self.selection, self.class_names)
 
 
 def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:

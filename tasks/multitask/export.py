@@ -38,7 +38,7 @@ def export_multitask(multitask: Multitask, path: str | Path, *, precision: str =
         outputs=("class_logits", "box_codes", "mask_logits"),
     )
     pieces = (
-        fitting(side, mean_fill(model.backbone.mean)),
+        fitting(side, mean_fill(model.backbone.mean), may_be_done=True),
         contents(),
         network,
         *detecting(model.efficientdet.anchor_maker((side, side)), model.num_classes, selection),

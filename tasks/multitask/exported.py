@@ -13,12 +13,12 @@ from effdense.datasets.collate import batches
 from effdense.datasets.image_inputs import ImageInput, predict_inputs
 from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION, header_of_part, lacks_part
 from effdense.runtime.onnx_header import header_errors_explained, read_onnx_header
-from effdense.runtime.opening import pixels_of, refuse_other_device, refuse_other_size
-from effdense.runtime.session import CONTENTS, IMAGES, Runtime, Session, open_session, require_ends
+from effdense.runtime.opening import refuse_other_device, refuse_other_size
+from effdense.runtime.session import CONTENTS, IMAGES, ORIGINAL, Runtime, Session, open_session, require_ends
 from effdense.tasks.detection.exported import OUTPUTS as BOX_OUTPUTS
-from effdense.tasks.detection.exported import ExportedDetector, detections_of
+from effdense.tasks.detection.exported import ExportedDetector, detections_of, in_original_pixels
 from effdense.tasks.segmentation.exported import OUTPUTS as MASK_OUTPUTS
-from effdense.tasks.segmentation.exported import ExportedSegmenter, refuse_probabilities, segmentations_of
+from effdense.tasks.segmentation.exported import ExportedSegmenter, refuse_probabilities, run_one, segmentation_of
 from effdense.transforms import Compose, Transform
 from effdense.types import Batch, Detections, MultitaskResult, Sample, Segmentation
 
@@ -29,7 +29,8 @@ OUTPUTS = (*BOX_OUTPUTS, *MASK_OUTPUTS)
 class ExportedMultitask:
     """A model of both tasks in an exported file, with the surface of a `Multitask` as far as it needs no network.
 
-    The file resizes images itself, and gives labels of pixels without probabilities.
+    Images are fitted by the checkpoint's own transform before the file sees them, so that its pixels are exactly those
+    that the checkpoint sees. The file gives labels of pixels without probabilities.
 
     Attributes:
         class_names: of the objects, in the order of the labels.
@@ -39,7 +40,7 @@ class ExportedMultitask:
         source: where it came from, in words for an error.
         detector: the detector in the same file.
         segmenter: the segmenter in the same file.
-        transform: none: images come in their own size.
+        transform: what brings a Sample to what `run` expects.
         device: where it runs.
         gives_probabilities: no.
     """
@@ -48,7 +49,13 @@ class ExportedMultitask:
     gives_probabilities = False
 
     def __init__(
-        self, session: Session, header: Mapping[str, Any], *, source: str, detector: ExportedDetector | None = None
+        self,
+        session: Session,
+        header: Mapping[str, Any],
+        *,
+        source: str,
+        detector: ExportedDetector | None = None,
+        fits: bool = True,
     ) -> None:
         """Take an opened file.
 
@@ -57,6 +64,7 @@ class ExportedMultitask:
             header: of the file.
             source: the file, for the errors.
             detector: in place of that of the file: one with a stricter selection.
+            fits: fit images before the file sees them, which else fits them itself.
 
         Raises:
             KeyError, TypeError, ValueError: the header is damaged.
@@ -69,7 +77,8 @@ class ExportedMultitask:
         self.segmenter = ExportedSegmenter(session, header_of_part(header, SEGMENTATION), source=view)
         self.class_names, self.seg_class_names = self.detector.class_names, self.segmenter.class_names
         self.image_size = self.detector.image_size
-        self.transform: Transform = Compose(())
+        self.transform: Transform = self.detector.transform if fits else Compose(())
+        self._fits = fits
 
     def to(self, device: torch.device | str) -> ExportedMultitask:
         """Return itself for the CPU.
@@ -87,7 +96,11 @@ class ExportedMultitask:
             UserError: it would need boxes that the file drops.
         """
         detector = self.detector.with_selection(**changes)
-        return ExportedMultitask(self.session, self.header, source=self.source, detector=detector)
+        return ExportedMultitask(self.session, self.header, source=self.source, detector=detector, fits=self._fits)
+
+    def unaided(self) -> ExportedMultitask:
+        """Return the same file, which gets images as they are."""
+        return ExportedMultitask(self.session, self.header, source=self.source, detector=self.detector, fits=False)
 
     def with_image_size(self, image_size: int) -> ExportedMultitask:
         """Return itself where that is its image size.
@@ -99,7 +112,7 @@ class ExportedMultitask:
         return self
 
     def images_per_batch(self, batch_size: int) -> int:
-        """Return how many images a batch for `run` may hold: one, as images come in sizes of their own."""
+        """Return how many images a batch for `run` may hold: one, as images are run one by one."""
         return 1
 
     def predict(
@@ -131,10 +144,10 @@ class ExportedMultitask:
             yield from self.run(batch, probabilities=probabilities)
 
     def run(self, batch: Batch, *, probabilities: bool = False, confidence: bool = False) -> Iterator[MultitaskResult]:
-        """Yield objects and pixels of each image of a batch that `transform` and `collate` made, from one pass.
+        """Yield objects and pixels of each image of a batch, from one pass.
 
         Args:
-            batch: images in their own size, which all of them have.
+            batch: that `transform` and `collate` made.
             probabilities: refused.
             confidence: refused.
 
@@ -168,9 +181,15 @@ class ExportedMultitask:
             UserError: as `run`.
         """
         refuse_probabilities(self.source, probabilities or confidence)
-        found = self.session.run(pixels_of(batch))
-        objects = detections_of(found, self.detector.selection, self.class_names)
-        pixels = segmentations_of(found, self.seg_class_names)
+        contents, originals = batch.resized_sizes_hw, batch.original_sizes_hw
+        objects, pixels = {}, {}
+        for position in sorted({*boxes, *masks}):
+            found = run_one(self.session, batch, position, fitted=self._fits)
+            if self._fits:
+                one = slice(position, position + 1)
+                found = in_original_pixels(found, contents[one], originals[one])
+            (objects[position],) = detections_of(found, self.detector.selection, self.class_names)
+            pixels[position] = segmentation_of(found, self.seg_class_names)
         return [objects[position] for position in boxes], iter([pixels[position] for position in masks])
 
 
@@ -189,6 +208,6 @@ def load_exported_multitask(path: Path, *, runtime: Runtime = "auto", threads: i
     if header.get("task") != MULTITASK:
         raise lacks_part(path, header.get("task"), MULTITASK)
     session = open_session(path, runtime=runtime, threads=threads)
-    require_ends(session, str(path), OUTPUTS, (IMAGES, CONTENTS))
+    require_ends(session, str(path), OUTPUTS, (IMAGES, CONTENTS, ORIGINAL))
     with header_errors_explained(path):
         return ExportedMultitask(session, header, source=str(path))

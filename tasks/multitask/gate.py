@@ -1,7 +1,8 @@
 """Behind ``export`` for a model of both tasks: the file stays only if its mAP and its mIoU are the checkpoint's.
 
-The file fits images itself, but for its detector alone effdense does, and tells it what part of the square they fill.
-So boxes are scored both ways.
+effdense fits images itself before the file sees them; for its detector alone it pads them too, and tells the file what
+part of the square they fill. Whoever runs the file without effdense gives it images as they are. So it is scored in all
+three ways.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from effdense.datasets.multitask_index import MultitaskIndex
 from effdense.datasets.segmentation_index import SegmentationIndex
 from effdense.errors import UserError
 from effdense.runtime.export_config import ExportConfig
-from effdense.runtime.gate import Gate, Measured, export_through_gate
+from effdense.runtime.gate import AS_THEY_ARE, Gate, Measured, export_through_gate
 from effdense.runtime.session import require_precision
 from effdense.tasks.detection.evaluate import evaluate as evaluate_boxes
 from effdense.tasks.multitask.evaluate import evaluate
@@ -27,7 +28,7 @@ from effdense.tasks.multitask.predict import load_multitask
 from effdense.tasks.multitask.score import open_split
 from effdense.tasks.multitask.score_config import ScoreConfig
 
-FITTED = "images that are fitted already"
+PADDED = "images that are padded already"
 
 
 def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
@@ -48,20 +49,21 @@ def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
     with_boxes, with_masks = _both(*open_split(scoring, multitask, sample=config.sample))
     images = MultitaskIndex.of(with_boxes, with_masks)
 
-    def measured(model: AnyMultitask, runtime: str) -> Measured:
+    def measured(model: AnyMultitask, runtime: str, given: str = "") -> Measured:
         list(model.stream_samples([images.sample(0).replace(mask=None)]))  # folding and the like happens once
         found = evaluate(model, with_boxes, with_masks, batch_size=config.batch_size, workers=config.workers)
         assert found.detection is not None
         assert found.segmentation is not None
         scores = {"mAP": 100 * found.detection.map, "mIoU": 100 * found.segmentation.miou}
-        return Measured(runtime, scores, found.images_per_second)
+        return Measured(runtime, scores, found.images_per_second, given)
 
-    def of_file(path: Path) -> tuple[Measured, Measured]:
+    def of_file(path: Path) -> tuple[Measured, ...]:
         exported = load_exported_multitask(path, runtime=config.runtime, threads=config.threads)
         require_precision(exported.session, config.precision)
-        usual, name = measured(exported, exported.session.name), exported.session.name
+        name = exported.session.name
+        both_ways = measured(exported, name), measured(exported.unaided(), name, AS_THEY_ARE)
         found = evaluate_boxes(exported.detector, with_boxes, batch_size=config.batch_size, workers=config.workers)
-        return usual, Measured(name, {"mAP": 100 * found.map}, found.images_per_second, given=FITTED)
+        return *both_ways, Measured(name, {"mAP": 100 * found.map}, found.images_per_second, PADDED)
 
     return export_through_gate(
         config.path,

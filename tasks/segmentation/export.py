@@ -35,7 +35,11 @@ def export_segmenter(segmenter: Segmenter, path: str | Path, *, precision: str =
     network = network_to_onnx(
         model.fuse().cpu(), (torch.zeros(2, 3, side, side),), inputs=("pixels",), outputs=("mask_logits",)
     )
-    pieces = (fitting(side, mean_fill(model.backbone.mean)), network, labelling(model.num_classes, side))
+    pieces = (
+        fitting(side, mean_fill(model.backbone.mean), may_be_done=True),
+        network,
+        labelling(model.num_classes, side),
+    )
     write_onnx(Path(path), joined(pieces), OUTPUTS, header)
 
 

@@ -15,9 +15,9 @@ from effdense.errors import UserError
 from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION, described, header_of_part, lacks_part
 from effdense.runtime.onnx_header import header_errors_explained, read_onnx_header
 from effdense.runtime.opening import pixels_of, refuse_other_device, refuse_other_size
-from effdense.runtime.session import Array, Runtime, Session, open_session, require_ends
+from effdense.runtime.session import IMAGES, ORIGINAL, Array, Runtime, Session, open_session, require_ends
 from effdense.tasks.segmentation.inference import Inference
-from effdense.transforms import Compose, Transform
+from effdense.transforms import Compose, Transform, eval_transform, mean_fill
 from effdense.types import Batch, Sample, Segmentation
 
 OUTPUTS = ("label_map",)
@@ -27,7 +27,8 @@ OUTPUTS = ("label_map",)
 class ExportedSegmenter:
     """A segmenter in an exported file, with the surface of a `Segmenter` as far as it does not need the network.
 
-    The file resizes images itself, and gives labels without probabilities.
+    Images are fitted by the checkpoint's own transform before the file sees them, so that its pixels are exactly those
+    that the checkpoint sees. The file gives labels without probabilities.
 
     Attributes:
         class_names: in the order of the labels.
@@ -36,7 +37,7 @@ class ExportedSegmenter:
         header: what the file says of itself: how it was trained, how it scored and how it was exported.
         source: where it came from, in words for an error.
         session: what runs the file.
-        transform: none: images come in their own size.
+        transform: what brings a Sample to what `stream` expects.
         device: where it runs.
         gives_probabilities: no.
     """
@@ -44,13 +45,14 @@ class ExportedSegmenter:
     device = torch.device("cpu")
     gives_probabilities = False
 
-    def __init__(self, session: Session, header: Mapping[str, Any], *, source: str) -> None:
+    def __init__(self, session: Session, header: Mapping[str, Any], *, source: str, fits: bool = True) -> None:
         """Take an opened file.
 
         Args:
             session: of a file that labels pixels.
             header: of a segmenter, or of a multitask file's segmentation part.
             source: the file, for the errors.
+            fits: fit images before the file sees them, which else fits them itself.
 
         Raises:
             KeyError, TypeError, ValueError: the header is damaged.
@@ -61,7 +63,8 @@ class ExportedSegmenter:
         self.class_names = tuple(header["class_names"])
         self.image_size = int(header["preprocessing"]["image_size"])
         self.inference = Inference(**header["inference"])
-        self.transform: Transform = Compose(())
+        self.transform = fitting_transform(header) if fits else Compose(())
+        self._fits = fits
 
     @property
     def segmenter(self) -> ExportedSegmenter:
@@ -86,6 +89,10 @@ class ExportedSegmenter:
         refuse_other_device(self.source, device)
         return self
 
+    def unaided(self) -> ExportedSegmenter:
+        """Return the same file, which gets images as they are."""
+        return ExportedSegmenter(self.session, self.header, source=self.source, fits=False)
+
     def with_image_size(self, image_size: int) -> ExportedSegmenter:
         """Return itself where that is its image size.
 
@@ -107,7 +114,7 @@ class ExportedSegmenter:
         return self
 
     def images_per_batch(self, batch_size: int) -> int:
-        """Return how many images a batch for `stream` may hold: one, as images come in sizes of their own."""
+        """Return how many images a batch for `stream` may hold: one, as images are run one by one."""
         return 1
 
     def predict(
@@ -145,10 +152,10 @@ class ExportedSegmenter:
     def stream(
         self, batch: Batch, *, batch_size: int = 8, probabilities: bool = False, confidence: bool = False
     ) -> Iterator[Segmentation]:
-        """Yield one Segmentation an image of a batch that `transform` and `collate` made.
+        """Yield one Segmentation an image, one after the other.
 
         Args:
-            batch: images in their own size, which all of them have.
+            batch: that `transform` and `collate` made.
             batch_size: has no effect.
             probabilities: refused.
             confidence: refused.
@@ -157,17 +164,45 @@ class ExportedSegmenter:
             UserError: probabilities in whatever form are asked for; or the images do not fit into memory.
         """
         refuse_probabilities(self.source, probabilities or confidence)
-        yield from segmentations_of(self.session.run(pixels_of(batch)), self.class_names)
+        for position in range(len(batch.image_ids)):
+            found = run_one(self.session, batch, position, fitted=self._fits)
+            yield segmentation_of(found, self.class_names)
 
 
-def segmentations_of(found: Mapping[str, Array], class_names: tuple[str, ...]) -> list[Segmentation]:
-    """Return what a file says of each image.
+def fitting_transform(header: Mapping[str, Any]) -> Transform:
+    """Return the transform of the checkpoint that a file was made of, by its header.
+
+    Raises:
+        KeyError, TypeError, ValueError: the header is damaged.
+    """
+    preprocessing = header["preprocessing"]
+    side = int(preprocessing["image_size"])
+    return eval_transform((side, side), fill=mean_fill(preprocessing["mean"]))
+
+
+def run_one(session: Session, batch: Batch, position: int, *, fitted: bool) -> dict[str, Array]:
+    """Return what a file that labels pixels says of one image of a batch.
+
+    Args:
+        session: of the file.
+        batch: of images in whatever size.
+        position: of the image.
+        fitted: the batch was made by `fitting_transform`, and its images need no fitting by the file.
+    """
+    height, width = batch.resized_sizes_hw[position].tolist()
+    pixels = pixels_of(batch.images[position : position + 1, :, :height, :width])
+    return session.run(pixels, original_hw=batch.original_sizes_hw[position].numpy() if fitted else None)
+
+
+def segmentation_of(found: Mapping[str, Array], class_names: tuple[str, ...]) -> Segmentation:
+    """Return what a file says of its one image.
 
     Args:
         found: ``OUTPUTS``.
         class_names: (K,).
     """
-    return [Segmentation(mask, class_names=class_names) for mask in found["label_map"]]
+    (mask,) = found["label_map"]
+    return Segmentation(mask, class_names=class_names)
 
 
 def refuse_probabilities(source: str, wanted: bool) -> None:
@@ -197,7 +232,7 @@ def load_exported_segmenter(path: Path, *, runtime: Runtime = "auto", threads: i
     if whole.get("task") not in (SEGMENTATION, MULTITASK):
         raise lacks_part(path, whole.get("task"), SEGMENTATION)
     session = open_session(path, runtime=runtime, threads=threads)
-    require_ends(session, str(path), OUTPUTS)
+    require_ends(session, str(path), OUTPUTS, (IMAGES, ORIGINAL))
     with header_errors_explained(path):
         header = header_of_part(whole, SEGMENTATION) if whole["task"] == MULTITASK else whole
         return ExportedSegmenter(session, header, source=described(path, whole))

@@ -1,4 +1,8 @@
-"""Behind ``export`` for a segmenter: the file stays only if its mIoU is the checkpoint's."""
+"""Behind ``export`` for a segmenter: the file stays only if its mIoU is the checkpoint's.
+
+effdense fits images itself before the file sees them. Whoever runs the file without effdense gives it images as they
+are, which it then fits. So it is scored both ways.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 from effdense.config import from_mapping
 from effdense.runtime.export_config import ExportConfig
-from effdense.runtime.gate import Gate, Measured, export_through_gate
+from effdense.runtime.gate import AS_THEY_ARE, Gate, Measured, export_through_gate
 from effdense.runtime.session import require_precision
 from effdense.tasks.segmentation.evaluate import evaluate
 from effdense.tasks.segmentation.export import export_segmenter
@@ -36,15 +40,16 @@ def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
     scoring = from_mapping(ScoreConfig, config.score_settings(header), str(config.model))
     index = open_split(scoring, segmenter, sample=config.sample)
 
-    def measured(model: AnySegmenter, runtime: str) -> Measured:
+    def measured(model: AnySegmenter, runtime: str, given: str = "") -> Measured:
         list(model.stream_samples([index.sample(0).replace(mask=None)]))  # folding and the like happens once
         found = evaluate(model, index, batch_size=config.batch_size, workers=config.workers)
-        return Measured(runtime, {"mIoU": 100 * found.miou}, found.images_per_second)
+        return Measured(runtime, {"mIoU": 100 * found.miou}, found.images_per_second, given)
 
-    def of_file(path: Path) -> tuple[Measured]:
+    def of_file(path: Path) -> tuple[Measured, Measured]:
         exported = load_exported_segmenter(path, runtime=config.runtime, threads=config.threads)
         require_precision(exported.session, config.precision)
-        return (measured(exported, exported.session.name),)
+        name = exported.session.name
+        return measured(exported, name), measured(exported.unaided(), name, AS_THEY_ARE)
 
     return export_through_gate(
         config.path,

@@ -163,13 +163,27 @@ LABELLED = {
 }
 
 
+def test_images_that_are_said_to_be_fitted_are_padded_alone() -> None:
+    image, small = photo((40, 30)), session(fitting(SIDE, FILL, may_be_done=True))
+    pixels, size_hw, fitted_hw = small.run(None, {"images": image[None], "original_hw": np.array([400, 300])})
+    assert size_hw.tolist() == fitted_hw.tolist() == [40, 30]
+    wanted = np.broadcast_to(np.array(FILL), (SIDE, SIDE, 3)).copy()
+    wanted[:40, :30] = image
+    np.testing.assert_array_equal(pixels[0], wanted.transpose(2, 0, 1))
+    for given in ({}, {"original_hw": np.zeros(2, np.int64)}):
+        assert small.run(None, {"images": image[None], **given})[2].tolist() == [64, 48]
+
+
 @pytest.mark.parametrize(("fitted_hw", "size_hw"), LABELLED.values(), ids=LABELLED.keys())
 @pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("said", [False, True], ids=["of its image's size", "of the size that is said"])
 def test_label_maps_are_those_of_the_segmenter(
-    fitted_hw: tuple[int, int], size_hw: tuple[int, int], batch: int
+    fitted_hw: tuple[int, int], size_hw: tuple[int, int], batch: int, said: bool
 ) -> None:
     logits = torch.randn(batch, 5, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    feeds = {"mask_logits": logits.numpy(), "size_hw": np.array(size_hw), "fitted_hw": np.array(fitted_hw)}
+    sizes = {"size_hw": fitted_hw, "original_hw": size_hw} if said else {"size_hw": size_hw}
+    feeds = {"mask_logits": logits.numpy(), "fitted_hw": np.array(fitted_hw)}
+    feeds |= {name: np.array(size) for name, size in sizes.items()}
     (found,) = session(labelling(5, SIDE)).run(None, feeds)
     assert found.shape == (batch, *size_hw)
     for row in range(batch):

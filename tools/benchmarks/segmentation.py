@@ -1,9 +1,8 @@
 """From an image to its label map: our Unet and FPN exported, beside segmentation_models_pytorch with the same weights.
 
 The weights are those of a short training on drawn scenes: with random ones every pixel is a border between classes,
-which a label map of a network that is used is not, and what labelling one costs depends on it. Images are square, so that neither side pads; both end with a label for every pixel of the
-original image. Labels are compared on an image of twice the input's size, which every rule of resizing halves to the
-same pixels: elsewhere an exported file's differ by a grey level here and there.
+which a label map of a network that is used is not, and what labelling one costs depends on it. Images are square, so
+that neither side pads; both end with a label for every pixel of the original image.
 """
 
 from __future__ import annotations
@@ -105,18 +104,17 @@ def case_rows(case: Case, settings: BenchSettings, folder: Path) -> list[Row]:
 
     size = 64 if settings.quick else case.size
     side = 128 if settings.quick else SIDE
-    image, _ = labelled_scene(side, side, CLASSES)
-    double, truth = labelled_scene(2 * size, 2 * size, CLASSES)
-    ours, peer = segmenter_pair(case, size, double, settings.device, steps=settings.rounds(STEPS))
+    image, truth = labelled_scene(side, side, CLASSES)
+    ours, peer = segmenter_pair(case, size, image, settings.device, steps=settings.rounds(STEPS))
     title = f"{case.arch}, {case.backbone}, {size} px"
     forms = forms_of(ours, export_segmenter, folder, device=settings.device, threads=settings.threads)
     calls: dict[str, Callable[[], object]] = {"peer": lambda: peer.label_map(image)}
     notes = {}
     with every_digit():
-        expected = peer.label_map(double)
+        expected = peer.label_map(image)
         right = float((expected == truth).mean())
         for label, form in forms.items():
-            share = check_same_labels(f"{title}, {label}", form.checked.predict(double).mask, expected, 0.99)
+            share = check_same_labels(f"{title}, {label}", form.checked.predict(image).mask, expected, 0.99)
             notes[label] = "; ".join(
                 filter(None, (f"{share:.2%} of the labels the same, {right:.0%} right", form.note))
             )
@@ -200,7 +198,7 @@ def _train(model: nn.Module, size: int, mean: Tensor, std: Tensor, steps: int) -
         logits = model((images.permute(0, 3, 1, 2) - mean) / std)
         loss = torch.nn.functional.cross_entropy(logits, labels.long())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     model.eval()
 
