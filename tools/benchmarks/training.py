@@ -200,17 +200,18 @@ def check_same_step(run: Run, peer: Peer) -> None:
     batch = next(iter(run.loader)).to(device)
     run.learner.model.eval()
     class_logits, box_codes = model(batch.images)
-    targets = assign(model.anchors((run.detector.image_size,) * 2), batch.boxes_xyxy, batch.labels, batch.ignore)
+    # Moved by hundredths of a pixel: effdet leaves out the coordinates whose target happens to be exactly 0.
+    moved = batch.boxes_xyxy + batch.boxes_xyxy.new_tensor([0.013, 0.017, 0.029, 0.031])
+    targets = assign(model.anchors((run.detector.image_size,) * 2), moved, batch.labels, batch.ignore)
     losses = run.loss(class_logits, box_codes, targets)
-    boxes, classes = effdet_boxes(batch.boxes_xyxy, batch.labels)
+    boxes, classes = effdet_boxes(moved, batch.labels)
     with torch.no_grad():
         pixels = model.backbone.normalise(batch.images)
     peer.bench.train()
     peer.network.eval()
     theirs = peer.bench(pixels, {"bbox": boxes, "cls": classes})
     check_close("class loss", losses["class"], theirs["class_loss"], 1e-3)
-    # effdet leaves out the coordinates whose target happens to be exactly 0
-    check_close("box loss", losses["box"], theirs["box_loss"], 1e-2)
+    check_close("box loss", losses["box"], theirs["box_loss"], 1e-3)
     if run.config.freeze_stages == 0:
         (losses["class"] + BOX_WEIGHT * losses["box"]).backward()  # type: ignore[no-untyped-call]
         theirs["loss"].backward()
