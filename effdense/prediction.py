@@ -70,7 +70,7 @@ def ignored_predict_settings(
     Args:
         config: the settings.
         built_in: those of a checkpoint that an exported file has in it.
-        one_by_one: an exported file of this task takes images in their own sizes, hence one by one.
+        one_by_one: effdense runs images one by one through an exported file of this task.
     """
     ignored = ignored_for_kind(config.model, built_in=built_in, one_by_one=one_by_one)
     if config.dataset == "none":
