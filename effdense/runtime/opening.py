@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -12,6 +12,7 @@ from effdense.errors import UserError
 from effdense.runtime.onnx_header import is_exported
 from effdense.runtime.session import Runtime
 from effdense.training.device import choose_device
+from effdense.transforms import Transform, eval_transform, mean_fill
 from effdense.types import UInt8
 
 C = TypeVar("C", bound="Movable")
@@ -101,6 +102,17 @@ def refuse_other_size(source: str, image_size: int, wanted: int) -> None:
             f"{source} was exported for images fitted into {image_size} pixels; for {wanted}, export the checkpoint "
             f"again with --image-size {wanted}"
         )
+
+
+def fitting_transform(header: Mapping[str, Any]) -> Transform:
+    """Return the transform of the checkpoint that an exported file was made of, by the file's header.
+
+    Raises:
+        KeyError, TypeError, ValueError: the header is damaged.
+    """
+    preprocessing = header["preprocessing"]
+    side = int(preprocessing["image_size"])
+    return eval_transform((side, side), fill=mean_fill(preprocessing["mean"]))
 
 
 def pixels_of(images: torch.Tensor) -> UInt8:

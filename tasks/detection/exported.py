@@ -17,10 +17,10 @@ from effdense.errors import UserError
 from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION, described, header_of_part, lacks_part
 from effdense.ops.boxes import clip, scale
 from effdense.runtime.onnx_header import header_errors_explained, read_onnx_header
-from effdense.runtime.opening import pixels_of, refuse_other_device, refuse_other_size
+from effdense.runtime.opening import fitting_transform, pixels_of, refuse_other_device, refuse_other_size
 from effdense.runtime.session import CONTENTS, IMAGES, Array, Runtime, Session, open_session, require_ends
 from effdense.tasks.detection.predict import Selection
-from effdense.transforms import eval_transform, mean_fill
+from effdense.transforms import Compose, Transform
 from effdense.types import Batch, Detections, Sample
 
 OUTPUTS = ("boxes", "scores", "labels", "counts")
@@ -49,7 +49,13 @@ class ExportedDetector:
     """Where it runs."""
 
     def __init__(
-        self, session: Session, header: Mapping[str, Any], *, source: str, selection: Selection | None = None
+        self,
+        session: Session,
+        header: Mapping[str, Any],
+        *,
+        source: str,
+        selection: Selection | None = None,
+        fits: bool = True,
     ) -> None:
         """Take an opened file.
 
@@ -58,19 +64,20 @@ class ExportedDetector:
             header: of a detector, or of a multitask file's detection part.
             source: the file, for the errors.
             selection: stricter than that of the file.
+            fits: fit images before the file sees them, which else fits them itself.
 
         Raises:
             KeyError, TypeError, ValueError: the header is damaged.
         """
-        preprocessing = header["preprocessing"]
         self.session = session
         self.header = dict(header)
         self.source = source
         self.class_names = tuple(header["class_names"])
         self.category_ids = tuple(int(number) for number in header["category_ids"])
-        self.image_size = int(preprocessing["image_size"])
+        self.image_size = int(header["preprocessing"]["image_size"])
         self.selection = selection or Selection(**header["selection"])
-        self.transform = eval_transform((self.image_size, self.image_size), fill=mean_fill(preprocessing["mean"]))
+        self.transform: Transform = fitting_transform(header) if fits else Compose(())
+        self._fits = fits
 
     @property
     def detector(self) -> ExportedDetector:
@@ -102,7 +109,11 @@ class ExportedDetector:
             UserError: it would need boxes that the file drops.
         """
         selection = stricter(self.selection, Selection(**self.header["selection"]), self.source, changes)
-        return ExportedDetector(self.session, self.header, source=self.source, selection=selection)
+        return ExportedDetector(self.session, self.header, source=self.source, selection=selection, fits=self._fits)
+
+    def unaided(self) -> ExportedDetector:
+        """Return the same file, which gets images as they are; those of a batch have one size."""
+        return ExportedDetector(self.session, self.header, source=self.source, selection=self.selection, fits=False)
 
     def with_image_size(self, image_size: int) -> ExportedDetector:
         """Return itself where that is its image size.
@@ -140,8 +151,10 @@ class ExportedDetector:
             UserError: the images do not fit into memory.
         """
         contents, originals = batch.resized_sizes_hw, batch.original_sizes_hw
-        found = self.session.run(pixels_of(batch.images), contents.numpy())
-        return detections_of(in_original_pixels(found, contents, originals), self.selection, self.class_names)
+        found = self.session.run(pixels_of(batch.images), contents.numpy() if self._fits else None)
+        if self._fits:
+            found = in_original_pixels(found, contents, originals)
+        return detections_of(found, self.selection, self.class_names)
 
 
 def in_original_pixels(found: Mapping[str, Array], contents_hw: Tensor, originals_hw: Tensor) -> dict[str, Array]:

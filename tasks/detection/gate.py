@@ -7,57 +7,20 @@ gives it images as they are, which it then fits. So it is scored both ways.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from effdense.config import from_mapping
 from effdense.runtime.export_config import ExportConfig
 from effdense.runtime.gate import AS_THEY_ARE, Gate, Measured, export_through_gate
-from effdense.runtime.opening import pixels_of
-from effdense.runtime.session import Session, require_precision
+from effdense.runtime.session import require_precision
 from effdense.tasks.detection.evaluate import evaluate
 from effdense.tasks.detection.export import export_detector
-from effdense.tasks.detection.exported import ExportedDetector, detections_of, load_exported_detector
+from effdense.tasks.detection.exported import load_exported_detector
 from effdense.tasks.detection.opening import AnyDetector
-from effdense.tasks.detection.predict import Selection, load_detector
+from effdense.tasks.detection.predict import load_detector
 from effdense.tasks.detection.score import open_split
 from effdense.tasks.detection.score_config import ScoreConfig
-from effdense.transforms import Compose, Transform
-from effdense.types import Batch, Detections
-
-
-@dataclass
-class Unaided:
-    """An exported detector that gets images in their own size, one by one, and nothing else.
-
-    Attributes:
-        session: what runs the file.
-        class_names: in the order of the labels.
-        selection: which boxes become detections.
-        transform: none.
-    """
-
-    session: Session
-    class_names: tuple[str, ...]
-    selection: Selection
-    transform: Transform = field(default_factory=lambda: Compose(()))
-
-    @classmethod
-    def of(cls, exported: ExportedDetector) -> Unaided:
-        """Return what runs the same file."""
-        return cls(exported.session, exported.class_names, exported.selection)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return torch.device("cpu")
-
-    def detect(self, batch: Batch) -> list[Detections]:
-        """Detect objects in a batch of images of one size."""
-        return detections_of(self.session.run(pixels_of(batch.images)), self.selection, self.class_names)
 
 
 def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
@@ -77,17 +40,17 @@ def run_export(config: ExportConfig, header: Mapping[str, Any]) -> Gate:
     scoring = from_mapping(ScoreConfig, config.score_settings(header), str(config.model))
     index = open_split(scoring, detector, sample=config.sample)
 
-    def measured(model: AnyDetector, runtime: str) -> Measured:
+    def measured(model: AnyDetector, runtime: str, given: str = "") -> Measured:
         model.predict_samples([index.sample(0)])  # folding and the like happens once
-        found = evaluate(model, index, batch_size=config.batch_size, workers=config.workers)
-        return Measured(runtime, {"mAP": 100 * found.map}, found.images_per_second)
+        batch_size = 1 if given else config.batch_size  # as they are, images have sizes of their own
+        found = evaluate(model, index, batch_size=batch_size, workers=config.workers)
+        return Measured(runtime, {"mAP": 100 * found.map}, found.images_per_second, given)
 
     def of_file(path: Path) -> tuple[Measured, Measured]:
         exported = load_exported_detector(path, runtime=config.runtime, threads=config.threads)
         require_precision(exported.session, config.precision)
-        usual, name = measured(exported, exported.session.name), exported.session.name
-        found = evaluate(Unaided.of(exported), index, batch_size=1, workers=config.workers)
-        return usual, Measured(name, {"mAP": 100 * found.map}, found.images_per_second, given=AS_THEY_ARE)
+        name = exported.session.name
+        return measured(exported, name), measured(exported.unaided(), name, AS_THEY_ARE)
 
     return export_through_gate(
         config.path,

@@ -99,7 +99,7 @@ class ExportedMultitask:
         return ExportedMultitask(self.session, self.header, source=self.source, detector=detector, fits=self._fits)
 
     def unaided(self) -> ExportedMultitask:
-        """Return the same file, which gets images as they are."""
+        """Return the same file, which gets images as they are; see `ExportedSegmenter.unaided`."""
         return ExportedMultitask(self.session, self.header, source=self.source, detector=self.detector, fits=False)
 
     def with_image_size(self, image_size: int) -> ExportedMultitask:

@@ -14,10 +14,10 @@ from effdense.datasets.image_inputs import ImageInput, predict_inputs
 from effdense.errors import UserError
 from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION, described, header_of_part, lacks_part
 from effdense.runtime.onnx_header import header_errors_explained, read_onnx_header
-from effdense.runtime.opening import pixels_of, refuse_other_device, refuse_other_size
+from effdense.runtime.opening import fitting_transform, pixels_of, refuse_other_device, refuse_other_size
 from effdense.runtime.session import IMAGES, ORIGINAL, Array, Runtime, Session, open_session, require_ends
 from effdense.tasks.segmentation.inference import Inference
-from effdense.transforms import Compose, Transform, eval_transform, mean_fill
+from effdense.transforms import Compose, Transform
 from effdense.types import Batch, Sample, Segmentation
 
 OUTPUTS = ("label_map",)
@@ -63,7 +63,7 @@ class ExportedSegmenter:
         self.class_names = tuple(header["class_names"])
         self.image_size = int(header["preprocessing"]["image_size"])
         self.inference = Inference(**header["inference"])
-        self.transform = fitting_transform(header) if fits else Compose(())
+        self.transform: Transform = fitting_transform(header) if fits else Compose(())
         self._fits = fits
 
     @property
@@ -90,7 +90,11 @@ class ExportedSegmenter:
         return self
 
     def unaided(self) -> ExportedSegmenter:
-        """Return the same file, which gets images as they are."""
+        """Return the same file, which gets images as they are.
+
+        On OpenVINO its label maps come from `effdense.runtime.openvino_labels` as they do otherwise, which takes the
+        place of just those operations of a file that it knows.
+        """
         return ExportedSegmenter(self.session, self.header, source=self.source, fits=False)
 
     def with_image_size(self, image_size: int) -> ExportedSegmenter:
@@ -167,17 +171,6 @@ class ExportedSegmenter:
         for position in range(len(batch.image_ids)):
             found = run_one(self.session, batch, position, fitted=self._fits)
             yield segmentation_of(found, self.class_names)
-
-
-def fitting_transform(header: Mapping[str, Any]) -> Transform:
-    """Return the transform of the checkpoint that a file was made of, by its header.
-
-    Raises:
-        KeyError, TypeError, ValueError: the header is damaged.
-    """
-    preprocessing = header["preprocessing"]
-    side = int(preprocessing["image_size"])
-    return eval_transform((side, side), fill=mean_fill(preprocessing["mean"]))
 
 
 def run_one(session: Session, batch: Batch, position: int, *, fitted: bool) -> dict[str, Array]:

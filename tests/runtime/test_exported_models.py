@@ -165,6 +165,7 @@ def test_a_file_that_labels_pixels_sees_exactly_those_of_its_checkpoint(task: st
     samples = [as_sample(photo(number, size_hw)) for number, size_hw in enumerate([(50, 70), (64, 64), (77, 41)])]
     (batch,) = batches(samples, exported.model.segmenter.transform, 8)
     model.predict([sample.image for sample in samples])
+    assert len(seen) == len(samples)
     for position, (images, contents_hw, original_hw) in enumerate(seen):
         height, width = batch.resized_sizes_hw[position]
         wanted = batch.images[position, :, :height, :width].permute(1, 2, 0).numpy()
@@ -188,18 +189,29 @@ def test_a_batch_gives_what_its_images_give_alone(runtime: str, task: str, expor
             assert_same(one.detections, alone.detections)
 
 
-@pytest.mark.parametrize("task", ["segmentation", "multitask"])
+@pytest.mark.parametrize("task", ["detection", "segmentation", "multitask"])
 def test_a_file_that_is_given_images_as_they_are_fits_them_itself(task: str, exported: Exported) -> None:
     model, image = opened(exported.files[task]), photo(7, (100, 70))
     unaided = model.unaided()
     (batch,) = batches([as_sample(image)], unaided.transform, 8)
     assert batch.images.shape[2:] == image.shape[:2]
     raw = model.session.run(image[None])
-    (found,) = unaided.stream(batch) if task == "segmentation" else unaided.run(batch)
-    pixels = found if task == "segmentation" else found.segmentation
-    np.testing.assert_array_equal(pixels.mask, raw["label_map"][0])
-    if task == "multitask":
-        np.testing.assert_array_equal(found.detections.boxes_xyxy, raw["boxes"][0, : len(found.detections)])
+    run = {"detection": "detect", "segmentation": "stream", "multitask": "run"}[task]
+    (found,) = getattr(unaided, run)(batch)
+    if task != "detection":
+        pixels = found if task == "segmentation" else found.segmentation
+        np.testing.assert_array_equal(pixels.mask, raw["label_map"][0])
+    if task != "segmentation":
+        boxes = found if task == "detection" else found.detections
+        np.testing.assert_array_equal(boxes.boxes_xyxy, raw["boxes"][0, : len(boxes)])
+
+
+@pytest.mark.parametrize("task", ["detection", "multitask"])
+def test_a_stricter_selection_leaves_who_fits_images_as_it_is(task: str, exported: Exported) -> None:
+    model, sample = opened(exported.files[task]), as_sample(photo(7, (100, 70)))
+    for one, side in ((model.unaided(), 100), (model, SIDE)):
+        (batch,) = batches([sample], one.with_selection(max_detections=3).transform, 8)
+        assert batch.images.shape[2] == side
 
 
 def test_evaluations_of_the_file_and_of_the_checkpoint_agree(exported: Exported) -> None:
