@@ -2,7 +2,8 @@
 
 A file enlarges the logits of every class to the image's size, and takes each pixel's greatest. But enlarging is
 averaging: where the four logits' places around a pixel have the same class, the pixel has it too. Only at the borders
-between classes is there something to compute, a few percent of an image.
+between classes is there something to compute, a few percent of an image that has areas. It takes a quarter of the time,
+and less; an image that is all border takes as long as by the file's own operations, or half as long again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from effdense.types import Float32, Int32, Int64, UInt8
 LABEL_MAP = "label_map"
 """What a file calls its label maps."""
 
-_BAND = 1 << 20
-"""Pixels of a label map that are looked at in one go, which bounds the memory for borders."""
+_BAND = 1 << 22
+"""Logits, pixels times classes, that are enlarged in one go at most; where borders are everywhere, in under 0.5 GiB."""
 
 
 def agreement(side: int, classes: int) -> onnx.ModelProto:
@@ -187,6 +188,7 @@ class Labelling:
             return core.compile_model(read, "CPU", settings).create_infer_request()
 
         self._agreement, self._enlarging = request(agreement(side, classes)), request(enlarging(side, classes))
+        self._classes = classes
 
     def label_map(self, mask_logits: Float32, size_hw: Int64, fitted_hw: Int64) -> UInt8:
         """Return the class of every pixel, (1, height, width).
@@ -199,7 +201,7 @@ class Labelling:
         agreed: Int32 = self._agreement.infer([mask_logits], share_inputs=True, share_outputs=True)[0]
         height, width = (int(size) for size in size_hw)
         labels = np.empty((1, height, width), np.uint8)
-        step = max(1, _BAND // width)
+        step = max(1, _BAND // (width * self._classes))
         for first in range(0, height, step):
             rows = np.array([first, min(first + step, height)])
             given = [mask_logits, agreed, size_hw, fitted_hw, rows]

@@ -1,6 +1,7 @@
 """What OpenVINO computes at the borders alone is what enlarging every class's logits gives."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,9 +50,26 @@ def test_labels_are_the_same_whatever_the_number_of_bands(monkeypatch: pytest.Mo
     labelling = Labelling(openvino_core(), SETTINGS, 5, SIDE)
     sizes = np.array([61, 47]), np.array([32, 25])
     whole = labelling.label_map(logits, *sizes)
-    for band in (1, 47 * 10, 47 * 60):
+    for band in (1, 5 * 47 * 10, 5 * 47 * 60):
         monkeypatch.setattr(openvino_labels, "_BAND", band)
         np.testing.assert_array_equal(labelling.label_map(logits, *sizes), whole)
+
+
+def test_a_band_is_the_lower_the_more_classes_there_are() -> None:
+    classes, size_hw = 150, (300, 400)
+    labelling = Labelling(openvino_core(), SETTINGS, classes, SIDE)
+    enlarging, rows_seen = labelling._enlarging, []
+
+    class Watched:
+        def infer(self, given: Any, **how: Any) -> Any:
+            rows_seen.append(given[-1].tolist())
+            return enlarging.infer(given, **how)
+
+    labelling._enlarging = Watched()
+    labelling.label_map(logits_of(classes, 8).numpy(), np.array(size_hw), np.array([24, 32]))
+    assert rows_seen[0][0] == 0
+    assert rows_seen[-1][1] == size_hw[0]
+    assert all((stop - first) * size_hw[1] * classes <= openvino_labels._BAND for first, stop in rows_seen)
 
 
 @pytest.mark.parametrize("task", ["segmentation", "multitask"])
