@@ -27,7 +27,7 @@ class OpenVino:
     `effdense.runtime.stages`. They take any size. The network is compiled for one image: where sizes are open, OpenVINO
     lays maps out anew between layers that else agree on a layout, and takes half as long again; and compiling for each
     size of a batch would take seconds whenever another one comes. On a CPU, images cost the same one by one. Label maps
-    are made by `effdense.runtime.openvino_labels`, in a quarter of the time.
+    are made by `effdense.runtime.openvino_labels`, where a file's own operations are just those that it stands for.
 
     Attributes:
         name, precision, inputs, outputs: see `effdense.runtime.session.Session`.
@@ -82,7 +82,7 @@ class OpenVino:
             )
             known |= {name: found[place] for place, name in enumerate(stage.outputs)}
         if self._labelling is not None:
-            size_hw = original_hw if original_hw.all() else known[SIZE_HW]
+            size_hw = np.where(original_hw > 0, original_hw, known[SIZE_HW])
             known[LABEL_MAP] = self._labelling.label_map(known[MASK_LOGITS], size_hw, known[FITTED_HW])
         return {name: known[name] for name in self.outputs}
 
@@ -146,8 +146,27 @@ def _stages_of(model: onnx.ModelProto, precision: str) -> list[tuple[onnx.ModelP
 
 def _labels_as_known(after: onnx.ModelProto, network: onnx.ModelProto) -> bool:
     """Whether a file makes label maps as this version does, which a later one's may not."""
-    own, known = part(after, [LABEL_MAP]), labelling(*_logits_shape(network))
-    return [node.op_type for node in own.graph.node] == [node.op_type for node in known.graph.node]
+    return _operations(part(after, [LABEL_MAP])) == _operations(labelling(*_logits_shape(network)))
+
+
+def _operations(model: onnx.ModelProto) -> list[Any]:
+    """Return all that says what a model computes: two models compute the same where these are equal.
+
+    Values are named by what they are, if they are constant, and else by the order in which they are computed, so that
+    the names inside a model have no say.
+    """
+    known: dict[str, Any] = {one.name: one.name for one in (*model.graph.input, *model.graph.output)}
+    known[""] = None  # an input that is left out
+    for one in model.graph.initializer:
+        known.setdefault(one.name, (one.data_type, tuple(one.dims), onnx.numpy_helper.to_array(one).tobytes()))
+    said: list[Any] = [one.version for one in model.opset_import if one.domain == ""]
+    for place, node in enumerate(model.graph.node):
+        for number, name in enumerate(node.output):
+            known.setdefault(name, (place, number))
+        attributes = sorted(one.SerializeToString(deterministic=True) for one in node.attribute)
+        ends = [[known[name] for name in names] for names in (node.input, node.output)]
+        said.append((node.domain, node.op_type, attributes, ends))
+    return said
 
 
 def _logits_shape(network: onnx.ModelProto) -> tuple[int, int]:

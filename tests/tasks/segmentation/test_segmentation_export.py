@@ -1,4 +1,4 @@
-"""A segmenter as an ONNX file, run by ONNX Runtime alone, against the segmenter itself."""
+"""A segmenter as an ONNX file, run by ONNX Runtime and by OpenVINO, against the segmenter itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from effdense.errors import UserError
+from effdense.runtime.openvino_session import OpenVino
+from effdense.runtime.session import Runtime, open_session
 from effdense.runtime.stages import cut
 from effdense.tasks.segmentation.export import OUTPUTS, export_segmenter
 from effdense.tasks.segmentation.inference import Inference
@@ -52,27 +54,38 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Segmenter, Path]
 SIZES = {"the square itself": (96, 96), "narrower": (96, 64), "half": (192, 150), "smaller": (24, 48), "a dot": (1, 1)}
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("size_hw", SIZES.values(), ids=SIZES.keys())
 def test_the_file_labels_the_pixels_of_the_image_as_the_segmenter_does(
-    exported: tuple[Segmenter, Path], size_hw: tuple[int, int]
+    exported: tuple[Segmenter, Path], size_hw: tuple[int, int], runtime: Runtime
 ) -> None:
     segmenter, path = exported
     image = photo(size_hw)
     wanted = segmenter.predict(image).mask
-    (found,) = opened(path).run(None, {"images": image[None]})
+    found = open_session(path, runtime=runtime, threads=1).run(image[None])["label_map"]
     assert found.dtype == np.uint8
     assert found.shape == (1, *size_hw)
     # Enlarged images differ by a grey level here and there, and classes of random weights lie close together.
     assert (found[0] != wanted).mean() <= (0.05 if max(size_hw) < SIDE else 1e-3)
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_the_batch_is_open_and_each_image_as_alone(exported: tuple[Segmenter, Path], batch: int) -> None:
+def test_the_batch_is_open_and_each_image_as_alone(
+    exported: tuple[Segmenter, Path], batch: int, runtime: Runtime
+) -> None:
     segmenter, path = exported
     images = [photo((96, 80), seed) for seed in range(batch)]
-    (found,) = opened(path).run(None, {"images": np.stack(images)})
+    found = open_session(path, runtime=runtime, threads=1).run(np.stack(images))["label_map"]
     for row, image in enumerate(images):
         assert (found[row] != segmenter.predict(image).mask).mean() <= 1e-3
+
+
+def test_openvino_runs_two_stages_of_the_file_and_labels_at_the_borders_alone(exported: tuple[Segmenter, Path]) -> None:
+    session = open_session(exported[1], runtime="openvino", threads=1)
+    assert isinstance(session, OpenVino)
+    assert len(session._stages) == 2
+    assert session._labelling is not None
 
 
 def test_the_file_says_what_it_is_and_can_be_read_by_anyone(exported: tuple[Segmenter, Path]) -> None:
