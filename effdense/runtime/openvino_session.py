@@ -67,7 +67,7 @@ class OpenVino:
             contents_hw = np.zeros((len(images) if self._one_by_one else 1, 2), np.int64)
         if original_hw is None:
             original_hw = np.zeros(2, np.int64)
-        with self._lock, memory_errors_explained(self._source, self.name, images):
+        with self._lock, memory_errors_explained(self._source, self.name, images, original_hw):
             if not self._one_by_one or len(images) == 1:
                 return self._run(images, contents_hw, original_hw)
             found = [self._run(images[i : i + 1], contents_hw[i : i + 1], original_hw) for i in range(len(images))]

@@ -216,19 +216,38 @@ def _unopened(error: Exception, path: Path, runtime: str, version: str) -> UserE
 
 
 @contextlib.contextmanager
-def memory_errors_explained(path: Path, runtime: str, images: UInt8) -> Iterator[None]:
-    """Turn a runtime's error into a sentence, where it is for want of memory."""
+def memory_errors_explained(
+    path: Path, runtime: str, images: UInt8, original_hw: Int64 | None = None
+) -> Iterator[None]:
+    """Turn a runtime's error into a sentence, where it is for want of memory.
+
+    Args:
+        path: the file.
+        runtime: that runs it.
+        images: (B, H, W, 3), that it was given.
+        original_hw: (2,), the size that it was asked to make label maps of; 0 stands for that of the images.
+    """
     try:
         yield
     except Exception as error:
         said = str(error).lower()
         if not (isinstance(error, MemoryError) or "alloc" in said or "out of memory" in said):
             raise
-        count, height, width, _ = images.shape
-        raise UserError(
-            f"{count} image{'s' * (count != 1)} of {width}x{height} pixels do not fit into memory ({_SHOWN[runtime]} "
-            f"with {path}): use a smaller batch size, or smaller images"
-        ) from error
+        raise UserError(_too_large(path, runtime, images.shape, original_hw)) from error
+
+
+def _too_large(path: Path, runtime: str, shape: tuple[int, ...], original_hw: Int64 | None) -> str:
+    """Return the sentence that says what does not fit into memory, and what helps."""
+    count, *size_hw, _ = shape
+    given = (0, 0) if original_hw is None else original_hw.tolist()
+    height, width = (own or fitted for own, fitted in zip(given, size_hw, strict=True))
+    advice = ["a smaller batch size"] if count > 1 else []
+    if runtime == "onnxruntime" and any(given):
+        advice.append("OpenVINO, which makes label maps in bands")
+    return (
+        f"{count} image{'s' * (count > 1)} of {width}x{height} pixels {'do' if count > 1 else 'does'} not fit into "
+        f"memory ({_SHOWN[runtime]} with {path}): use {', or '.join([*advice, 'smaller images'])}"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ from small_export import Exported, photo
 from effdense.errors import UserError
 from effdense.runtime import session as sessions
 from effdense.runtime.onnx_header import write_header
-from effdense.runtime.session import choose_runtime, open_session, require_ends, require_precision
+from effdense.runtime.session import (
+    choose_runtime,
+    memory_errors_explained,
+    open_session,
+    require_ends,
+    require_precision,
+)
 
 SUMMING = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -230,6 +237,43 @@ def test_want_of_memory_is_one_sentence_and_no_other_error(error: Exception, exp
         assert "2 images of 60x40 pixels do not fit into memory (ONNX Runtime with" in str(raised.value)
     else:
         assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("runtime", "count", "original_hw", "says"),
+    [
+        pytest.param(
+            "openvino", 2, None, "2 images of 60x40 pixels do not fit .*: use a smaller batch size, or smaller"
+        ),
+        pytest.param("openvino", 1, (0, 0), "1 image of 60x40 pixels does not fit .*: use smaller images$"),
+        pytest.param("openvino", 1, (3000, 4000), "1 image of 4000x3000 pixels does not fit .*: use smaller images$"),
+        pytest.param(
+            "onnxruntime", 1, (3000, 4000), "image of 4000x3000 .*: use OpenVINO, which makes label maps in b"
+        ),
+        pytest.param("onnxruntime", 1, (3000, 0), "1 image of 60x3000 pixels"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_named_in_its_own_size_with_what_helps(
+    runtime: str, count: int, original_hw: tuple[int, int] | None, says: str
+) -> None:
+    given = None if original_hw is None else np.array(original_hw)
+    with (
+        pytest.raises(UserError, match=says),
+        memory_errors_explained(Path("x.onnx"), runtime, np.zeros((count, 40, 60, 3), np.uint8), given),
+    ):
+        raise MemoryError
+
+
+def test_openvino_names_the_size_of_the_label_map_that_does_not_fit(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise MemoryError
+
+    session = open_session(exported.files["segmentation"], runtime="openvino", threads=1)
+    monkeypatch.setattr(session, "_labelling", SimpleNamespace(label_map=fail))
+    with pytest.raises(UserError, match="1 image of 4000x3000 pixels does not fit into memory"):
+        session.run(photo(0, (48, 64))[None], original_hw=np.array([3000, 4000]))
 
 
 def test_a_file_in_bfloat16_says_that_onnx_runtime_computes_in_float32(
