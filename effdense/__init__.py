@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from effdense.allocator import keep_freed_memory as keep_freed_memory
     from effdense.backbones.registry import create_backbone as create_backbone
     from effdense.backbones.registry import list_backbones as list_backbones
     from effdense.backbones.specs import compound_scaling as compound_scaling
@@ -34,6 +35,7 @@ _WHERE = {
     "compound_scaling": "effdense.backbones.specs",
     "create_backbone": "effdense.backbones.registry",
     "create_multitask": "effdense.tasks.multitask.model",
+    "keep_freed_memory": "effdense.allocator",
     "list_backbones": "effdense.backbones.registry",
     "load": "effdense.loading",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "compound_scaling",
     "create_backbone",
     "create_multitask",
+    "keep_freed_memory",
     "list_backbones",
     "load",
 ]

@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Sequence
 
+from effdense.allocator import keep_freed_memory
 from effdense.command_line import run_tool
 from effdense.config import parse
 from effdense.tasks.detection.score_config import ScoreConfig, ignored_settings
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parsed = parse(ScoreConfig, arguments, prog="eval_det", description=DESCRIPTION, positional=["model"])
     parsed.refuse_ignored(ignored_settings(parsed.config))
+    keep_freed_memory()
     from effdense.tasks.detection.score import score
     from effdense.tools.console import show_log, show_scores
 

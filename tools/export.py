@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from effdense.allocator import keep_freed_memory
 from effdense.command_line import run_tool
 from effdense.config import parse
 from effdense.errors import UserError
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parsed = parse(ExportConfig, arguments, prog="export", description=DESCRIPTION, positional=["model"])
     config = parsed.config
+    keep_freed_memory()
     header = read_header(config.model)
     task = header.get("task")
     if task not in GATES:

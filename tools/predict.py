@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from effdense.allocator import keep_freed_memory
 from effdense.command_line import run_tool
 from effdense.config import Parsed, parse
 from effdense.config_flags import asks_help, flag
@@ -115,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if asks_help(arguments):
         print_help(arguments)
+    keep_freed_memory()
     task, given = task_of_arguments(arguments)
     refuse_foreign(task, given)
     parsed = _parse(task.config, arguments)

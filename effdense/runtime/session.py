@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -36,6 +38,8 @@ IMAGES, CONTENTS, ORIGINAL = "images", "contents_hw", "original_hw"
 _SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _PRECISIONS = ("float32", "bfloat16")
+_PIXELS_AT_ONCE = 2 * 512 * 512
+"""Of ONNX Runtime's images."""
 
 
 class Session(Protocol):
@@ -156,7 +160,11 @@ def _is_installed(runtime: str) -> bool:
 
 
 class _OnnxRuntime:
-    """A session of ONNX Runtime."""
+    """A session of ONNX Runtime: a few images at a time, as maps that outgrow the caches slow it down.
+
+    D0 at 512 pixels runs 1.17 times as many images a second one by one as in batches of sixteen; small images gain from
+    company.
+    """
 
     name = "onnxruntime"
     precision = "float32"
@@ -171,11 +179,27 @@ class _OnnxRuntime:
         self, images: UInt8, contents_hw: Int64 | None = None, original_hw: Int64 | None = None
     ) -> dict[str, Array]:
         """Return the file's outputs by their names."""
+        count, height, width, _ = images.shape
+        runs = max(1, min(count, round(count * height * width / _PIXELS_AT_ONCE)))
+        with memory_errors_explained(self._source, self.name, images, original_hw):
+            found = [
+                self._run(images[some], None if contents_hw is None else contents_hw[some], original_hw)
+                for some in _slices(count, runs)
+            ]
+        if len(found) == 1:
+            return found[0]
+        return {name: np.concatenate([one[name] for one in found]) for name in self.outputs}
+
+    def _run(self, images: UInt8, contents_hw: Int64 | None, original_hw: Int64 | None) -> dict[str, Array]:
         optional = {CONTENTS: contents_hw, ORIGINAL: original_hw}
         given = {IMAGES: images} | {name: value for name, value in optional.items() if value is not None}
-        with memory_errors_explained(self._source, self.name, images):
-            values = self._session.run(self.outputs, given)
-        return dict(zip(self.outputs, values, strict=True))
+        return dict(zip(self.outputs, self._session.run(self.outputs, given), strict=True))
+
+
+def _slices(count: int, parts: int) -> list[slice]:
+    """Return slices that part so many images as evenly as can be."""
+    edges = [count * place // parts for place in range(parts + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
 def _open_onnxruntime(path: Path, precision: str, threads: int) -> Session:

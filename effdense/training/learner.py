@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from effdense.training.allocator import keep_freed_memory
+from effdense.allocator import keep_freed_memory
 from effdense.training.ema import ModelEma
 from effdense.training.optim import (
     build_optimizer,
@@ -125,7 +125,8 @@ def build_learner(
     Raises:
         UserError: nothing is left to train, or a precision that the device has not.
     """
-    keep_freed_memory(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     groups = parameter_groups(
         model,
         weight_decay=settings.weight_decay,

@@ -109,6 +109,22 @@ def test_a_network_is_compiled_once_whatever_the_batch_and_each_image_gets_what_
                 np.testing.assert_array_equal(found, np.concatenate([one[name] for one in alone[:count]]))
 
 
+@pytest.mark.parametrize(("at_once", "runs"), [(64 * 64, [1, 1, 1]), (2 * 64 * 64, [1, 2]), (1e9, [3])])
+def test_onnx_runtime_takes_a_few_images_at_a_time_and_each_gets_what_it_gets_alone(
+    at_once: float, runs: list[int], exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session: Any = open_session(exported.files["detection"], runtime="onnxruntime", threads=1)
+    images, contents = np.stack([photo(seed, (64, 64)) for seed in range(3)]), np.array([[64, 64], [40, 64], [64, 30]])
+    alone = {given: [session.run(images[[i]], contents[[i]] if given else None) for i in range(3)] for given in (0, 1)}
+    monkeypatch.setattr(sessions, "_PIXELS_AT_ONCE", at_once)
+    seen, inner = [], session._session
+    session._session = SimpleNamespace(run=lambda names, x: seen.append(len(x["images"])) or inner.run(names, x))
+    for given, each in alone.items():
+        for name, found in session.run(images, contents if given else None).items():
+            np.testing.assert_allclose(found, np.concatenate([one[name] for one in each]), rtol=1e-5, atol=1e-5)
+    assert seen == 2 * runs
+
+
 def test_signals_are_handled_when_overlapping_sessions_are_closed(tmp_path: Path) -> None:
     """OpenVINO gives a thread a stack for its signals, and may take it away while it is in use."""
     code = (

@@ -31,16 +31,18 @@ def in_pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("in_pytorch_alone")
 def test_detectors_are_measured_beside_effdet() -> None:
     rows = inference.run(QUICK)
-    assert [row.target for row in rows] == [2.0, None, None, None, None]
-    assert [row.against for row in rows] == ["", inference.SCRIPTED, "", inference.SCRIPTED, ""]
+    assert [row.target for row in rows] == [2.0] + 7 * [None]
+    assert [row.against for row in rows] == [*2 * [""], *2 * [inference.SCRIPTED], "", inference.SCRIPTED, *2 * [""]]
+    assert [row.case.endswith(exports.KEEPING) for row in rows] == [False, True, False, True, False, False, False, True]
     assert all(re.search(r"the same detections|9\d% of \d+ detections the same", row.note) for row in rows)
     assert all(row.ours > 0 and row.peer and row.ratio for row in rows)
 
 
 @pytest.mark.usefixtures("in_pytorch_alone")
 def test_segmenters_are_measured_beside_smp() -> None:
-    (row,) = segmentation.run(QUICK)
-    assert re.fullmatch(r"(100|99)\.\d\d% of the labels the same, \d+% right", row.note)
+    rows = segmentation.run(QUICK)
+    assert [row.case.rpartition("px, ")[2] for row in rows] == [exports.PYTORCH, exports.KEEPING]
+    assert all(re.fullmatch(r"(100|99)\.\d\d% of the labels the same, \d+% right", row.note) for row in rows)
 
 
 @pytest.mark.slow
@@ -55,7 +57,12 @@ def test_exported_files_are_measured_too(part: Any, least: int) -> None:
 @pytest.mark.usefixtures("in_pytorch_alone")
 def test_a_curve_has_a_point_for_each_batch() -> None:
     lines = curves.by_batch(QUICK)
-    assert [line.label for line in lines] == ["effdet", "effdet, scripted", "effdense, PyTorch"]
+    assert [line.label for line in lines] == [
+        "effdet",
+        "effdet, scripted",
+        "effdense, PyTorch",
+        f"effdense, {exports.KEEPING}",
+    ]
     assert all(line.xs == (1, 2) and min(line.ys) > 0 for line in lines)
 
 

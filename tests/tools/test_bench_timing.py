@@ -142,3 +142,12 @@ def test_a_row_has_both_values_and_says_whether_its_target_is_met(
 def test_an_amount_has_a_ratio_above_1_where_ours_is_smaller() -> None:
     assert amount("a", 3, 12, unit="MiB").ratio == 4
     assert amount("a", 3, None, unit="MiB").ratio is None
+
+
+def test_freed_memory_is_kept_for_those_named_alone(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("keep_freed_memory", "give_back_freed_memory"):
+        monkeypatch.setattr(timing, name, clock.call(name, 0.0))
+    alternate({"ours": clock.call("ours", 1.0), "peer": clock.call("peer", 1.0)}, repeats=3, keeping=["ours"])
+    settings = dict(zip(clock.log[1::2], clock.log[::2], strict=True))
+    assert settings == {"ours": "keep_freed_memory", "peer": "give_back_freed_memory"}
+    assert len(clock.log) == 2 * 2 * (2 + 3)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effdense.tools.benchmarks.exports import REST, Form, every_digit, forms_of
+from effdense.tools.benchmarks.exports import KEEPING, REST, Form, every_digit, forms_of
 from effdense.tools.benchmarks.rows import BenchSettings, Curve, Line
 from effdense.tools.benchmarks.timing import alternate, synchroniser
 from effdense.types import UInt8
@@ -71,6 +71,7 @@ def _rates(settings: BenchSettings, size: int, batches: tuple[int, ...]) -> list
                 warmup=1,
                 synchronise=synchroniser(settings.device),
                 rest=REST,
+                keeping=[f"effdense, {KEEPING}"],
             )
             found.append({name: batch / statistics.median(seconds) for name, seconds in samples.items()})
     return found

@@ -34,6 +34,9 @@ REST = 0.05
 
 
 PYTORCH = "PyTorch"
+KEEPING = "PyTorch, freed memory kept"
+"""After `effdense.keep_freed_memory`, as effdense's tools run; for the ``keeping`` of `timing.alternate`."""
+
 BFLOAT16_NOTE = "checked in float32; what bfloat16 changes is for the export's gate to judge, on trained weights"
 
 
@@ -75,6 +78,8 @@ def forms_of(model: Any, export: Callable[..., None], folder: Path, *, device: s
     import effdense
 
     forms = {PYTORCH: Form(model, model)}
+    if device == "cpu":
+        forms[KEEPING] = Form(model, model)
     for way in ways_here(device):
         path = folder / f"{way.precision}.onnx"
         if not path.exists():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effdense.tools.benchmarks.checks import check_close
-from effdense.tools.benchmarks.exports import PYTORCH, REST, Form, every_digit, forms_of
+from effdense.tools.benchmarks.exports import KEEPING, PYTORCH, REST, Form, every_digit, forms_of
 from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, row
 from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
 from effdense.types import Float32, UInt8
@@ -63,7 +63,8 @@ def array_rows(settings: BenchSettings, folder: Path, candidates: int | None) ->
     peers = {"": peer, SCRIPTED: scripted(peer, image[None])}
     timed: dict[str, Boxes] = {name: partial(one.boxes_of_array, image[None]) for name, one in peers.items()}
     notes = _checked(case, forms, image, timed)
-    targets = {label: (2.0 if label == PYTORCH else 4.0) if candidates else None for label in forms}
+    targets: dict[str, float | None] = dict.fromkeys(forms, 4.0 if candidates else None)
+    targets |= {PYTORCH: 2.0 if candidates else None, KEEPING: None}
     calls = {label: partial(form.timed.predict, image) for label, form in forms.items()}
     return _timed(settings, case, calls, timed, targets, notes, 30)
 
@@ -88,7 +89,7 @@ def file_rows(settings: BenchSettings, folder: Path) -> list[Row]:
     notes = _checked(case, forms, content, {"": in_pixels_of_content})
     apart = f"for the same pixels; those that PIL and OpenCV resize differ by {_apart(ours, path, padded):.1f} of 255"
     notes = {label: f"{note} ({apart})" for label, note in notes.items()}
-    targets = {label: None if label == PYTORCH else 6.0 for label in forms}
+    targets: dict[str, float | None] = {**dict.fromkeys(forms, 6.0), PYTORCH: None, KEEPING: None}
     calls = {label: partial(form.timed.predict, path) for label, form in forms.items()}
     return _timed(settings, case, calls, {"": partial(peer.boxes_of_file, path)}, targets, notes, 40)
 
@@ -165,6 +166,7 @@ def _timed(
         warmup=1 if settings.quick else 3,
         synchronise=synchroniser(settings.device),
         rest=REST,
+        keeping=[KEEPING],
     )
     return [
         row(

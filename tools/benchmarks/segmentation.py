@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from effdense.tools.benchmarks.batchnorm import settle_batchnorm
 from effdense.tools.benchmarks.checks import check_same_labels
-from effdense.tools.benchmarks.exports import PYTORCH, REST, every_digit, forms_of
+from effdense.tools.benchmarks.exports import KEEPING, PYTORCH, REST, every_digit, forms_of
 from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, row
 from effdense.tools.benchmarks.scenes import labelled_scene
 from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
@@ -125,12 +125,13 @@ def case_rows(case: Case, settings: BenchSettings, folder: Path) -> list[Row]:
         warmup=1 if settings.quick else 2,
         synchronise=synchroniser(settings.device),
         rest=REST,
+        keeping=[KEEPING],
     )
     return [
         row(
             f"{title}, {label}",
             Ratio.of(samples[label], samples["peer"]),
-            target=None if label == PYTORCH else 4.0,
+            target=None if label in (PYTORCH, KEEPING) else 4.0,
             note=notes[label],
         )
         for label in forms

@@ -19,8 +19,10 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from effdense.allocator import give_back_freed_memory, keep_freed_memory
 
 Call = Callable[[], object]
 
@@ -75,6 +77,7 @@ def alternate(
     synchronise: Call | None = None,
     least_seconds: float = 0.0,
     rest: float = 0.0,
+    keeping: Collection[str] = (),
 ) -> dict[str, list[float]]:
     """Run every call once a round and return the seconds that each took.
 
@@ -91,6 +94,8 @@ def alternate(
         rest: seconds to wait before every sample, which then begins with a call that does not count. For ways whose
             threads are not the same ones: those of ONNX Runtime and OpenVINO spin on for a while after a call, and
             whatever runs next has fewer cores. Without this a PyTorch peer takes twice as long as by itself.
+        keeping: names of those that run after `effdense.keep_freed_memory`; all others give memory back as glibc does
+            by itself.
 
     Returns:
         Seconds of one call, `repeats` of each name; those of one round stand at the same place.
@@ -109,6 +114,7 @@ def alternate(
     draw = random.Random(0)
     for number in range(warmup + repeats):
         for name in draw.sample(list(calls), len(calls)):
+            (keep_freed_memory if name in keeping else give_back_freed_memory)()
             if rest > 0:
                 time.sleep(rest)
                 calls[name]()
