@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _NEVER = -1
@@ -22,9 +23,10 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     """Have this process keep the memory that it frees for what it allocates next, from now on.
 
     Training and prediction on a CPU are faster for it, those of batches and large images most; results are the same.
-    The process stays as large as it ever was. Effdense's tools do this, and so does a training run on a CPU; ``import
-    effdense``, `effdense.load` and ``predict`` do not, as the process may be a server of somebody's own. Memory of a
-    GPU is not concerned, nor is another allocator that was loaded before.
+    The process stays at least as large as it ever was. Effdense's tools do this, and so does a training run on a CPU;
+    ``import effdense``, `effdense.load` and ``predict`` do not, as the process may be a server of somebody's own. Of
+    threads that Python starts, allocations of more than 64 MiB are still given back. Memory of a GPU is not concerned,
+    nor is another allocator that was loaded before.
 
     Args:
         environment: variables, among which the user's own settings of glibc's malloc (``MALLOC_TRIM_THRESHOLD_`` and
@@ -33,26 +35,49 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     Returns:
         Whether it was done: not with settings of the user's own, nor with another C library.
     """
-    if any(name in environment for name in _OWN_SETTINGS) or "glibc.malloc" in environment.get("GLIBC_TUNABLES", ""):
-        return False
-    return _set(_M_MMAP_MAX, 0) and _set(_M_TRIM_THRESHOLD, _NEVER)
+    return not _has_own_settings(environment) and _set(_M_MMAP_MAX, 0) and _set(_M_TRIM_THRESHOLD, _NEVER)
 
 
-def give_back_freed_memory() -> bool:
-    """Have this process give freed memory back as glibc does by itself, after `keep_freed_memory`.
+def give_back_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Have this process give freed memory back as glibc does by itself, and what it keeps at once.
 
     By itself, glibc raises its two limits with the allocations that it sees, up to the ones that are set here.
+
+    Args:
+        environment: as for `keep_freed_memory`.
+
+    Returns:
+        Whether it was done.
     """
     single = 32 * _MIB
-    return _set(_M_MMAP_MAX, 65536) and _set(_M_MMAP_THRESHOLD, single) and _set(_M_TRIM_THRESHOLD, 2 * single)
+    if _has_own_settings(environment) or not _set(_M_MMAP_MAX, 65536):
+        return False
+    trim_freed_memory()
+    return _set(_M_MMAP_THRESHOLD, single) and _set(_M_TRIM_THRESHOLD, 2 * single)
+
+
+def trim_freed_memory() -> None:
+    """Give back what is free now, whatever is kept from now on; where there is no glibc, do nothing."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _has_own_settings(environment: Mapping[str, str]) -> bool:
+    tunables = environment.get("GLIBC_TUNABLES", "")
+    return any(name in environment for name in _OWN_SETTINGS) or "glibc.malloc" in tunables
 
 
 def _set(parameter: int, value: int) -> bool:
     """Set a parameter of glibc's malloc; False where there is no glibc."""
+    library = _glibc()
+    return library is not None and bool(library.mallopt(parameter, value))
+
+
+def _glibc() -> Any:
+    """Return the C library of this process, or None where it is another than glibc."""
     try:
         library = ctypes.CDLL(None)
-        if not hasattr(library, "gnu_get_libc_version"):
-            return False
-        return bool(library.mallopt(parameter, value))
-    except (AttributeError, OSError, TypeError):  # no C library that is loaded without a name
-        return False
+    except (OSError, TypeError):  # none that is loaded without a name
+        return None
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -7,10 +7,13 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
 
-from effdense.allocator import give_back_freed_memory, keep_freed_memory
+from effdense.allocator import give_back_freed_memory, keep_freed_memory, trim_freed_memory
+from effdense.training import learner
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 
@@ -60,11 +63,32 @@ def test_it_may_be_done_again() -> None:
 )
 def test_settings_of_the_users_own_stay(own: dict[str, str]) -> None:
     assert not keep_freed_memory(own)
+    assert not give_back_freed_memory(own)
 
 
 def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert not keep_freed_memory({})
+    assert not give_back_freed_memory({})
+    trim_freed_memory()
+
+
+@glibc
+def test_what_was_kept_goes_back_at_once() -> None:
+    code = """
+import os
+import numpy as np
+from effdense.allocator import keep_freed_memory, trim_freed_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") // 2**20
+assert keep_freed_memory({})
+np.full(2**26, 1, np.int32)  # 256 MiB
+kept = resident()
+trim_freed_memory()
+print(kept - resident())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) >= 250
 
 
 @pytest.mark.parametrize("name", ["eval_det", "eval_seg", "eval_multi", "predict", "export"])
@@ -73,3 +97,13 @@ def test_the_tools_keep_it(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(tool, "keep_freed_memory", lambda: kept.append(name))
     assert tool.main([str(tmp_path / "no.safetensors"), *(["photo.jpg"] if name == "predict" else [])]) == 2
     assert kept == [name]
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("cuda", 0)])
+def test_a_training_run_keeps_it_on_a_cpu_alone(device: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, anything = [], cast(Any, None)
+    monkeypatch.setattr(learner, "keep_freed_memory", lambda: kept.append(device))
+    monkeypatch.setattr(learner, "parameter_groups", None)  # no further
+    with pytest.raises((AttributeError, TypeError)):
+        learner.build_learner(anything, anything, anything, batches_per_epoch=1, device=torch.device(device))
+    assert len(kept) == times

@@ -67,13 +67,17 @@ class OpenVino:
             contents_hw = np.zeros((len(images) if self._one_by_one else 1, 2), np.int64)
         if original_hw is None:
             original_hw = np.zeros(2, np.int64)
-        with self._lock, memory_errors_explained(self._source, self.name, images, original_hw):
+        with self._lock:
             if not self._one_by_one or len(images) == 1:
                 return self._run(images, contents_hw, original_hw)
             found = [self._run(images[i : i + 1], contents_hw[i : i + 1], original_hw) for i in range(len(images))]
             return {name: np.concatenate([one[name] for one in found]) for name in self.outputs}
 
     def _run(self, images: UInt8, contents_hw: Int64, original_hw: Int64) -> dict[str, Array]:
+        with memory_errors_explained(self._source, self.name, images, original_hw):
+            return self._through_stages(images, contents_hw, original_hw)
+
+    def _through_stages(self, images: UInt8, contents_hw: Int64, original_hw: Int64) -> dict[str, Array]:
         known: dict[str, Any] = {IMAGES: np.ascontiguousarray(images), CONTENTS: contents_hw, ORIGINAL: original_hw}
         for stage in self._stages:
             passed_on = not set(stage.outputs) & set(self.outputs)  # and not kept, so that no copy is needed

@@ -181,11 +181,10 @@ class _OnnxRuntime:
         """Return the file's outputs by their names."""
         count, height, width, _ = images.shape
         runs = max(1, min(count, round(count * height * width / _PIXELS_AT_ONCE)))
-        with memory_errors_explained(self._source, self.name, images, original_hw):
-            found = [
-                self._run(images[some], None if contents_hw is None else contents_hw[some], original_hw)
-                for some in _slices(count, runs)
-            ]
+        found = [
+            self._run(images[some], None if contents_hw is None else contents_hw[some], original_hw)
+            for some in _slices(count, runs)
+        ]
         if len(found) == 1:
             return found[0]
         return {name: np.concatenate([one[name] for one in found]) for name in self.outputs}
@@ -193,7 +192,8 @@ class _OnnxRuntime:
     def _run(self, images: UInt8, contents_hw: Int64 | None, original_hw: Int64 | None) -> dict[str, Array]:
         optional = {CONTENTS: contents_hw, ORIGINAL: original_hw}
         given = {IMAGES: images} | {name: value for name, value in optional.items() if value is not None}
-        return dict(zip(self.outputs, self._session.run(self.outputs, given), strict=True))
+        with memory_errors_explained(self._source, self.name, images, original_hw):
+            return dict(zip(self.outputs, self._session.run(self.outputs, given), strict=True))
 
 
 def _slices(count: int, parts: int) -> list[slice]:

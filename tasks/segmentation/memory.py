@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from effdense.allocator import trim_freed_memory
 from effdense.errors import UserError
 
 PROBE = 128
@@ -55,6 +56,9 @@ def require_memory(bytes_needed: int, device: torch.device | None, what: str, ad
         UserError: less than ``bytes_needed`` is available; names both numbers.
     """
     free = available_bytes(device or torch.device("cpu"))
+    if free is not None and bytes_needed > free and (device is None or device.type == "cpu"):
+        trim_freed_memory()  # what this process has freed and kept counts as taken
+        free = available_bytes(torch.device("cpu"))
     if free is not None and bytes_needed > free:
         where = f" on {device}" if device is not None and device.type == "cuda" else ""
         raise UserError(

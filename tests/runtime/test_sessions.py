@@ -248,7 +248,7 @@ def test_want_of_memory_is_one_sentence_and_no_other_error(error: Exception, exp
 
     session._session = Failing()  # type: ignore[attr-defined]
     with pytest.raises(UserError if explained else type(error)) as raised:
-        session.run(np.zeros((2, 40, 60, 3), np.uint8))
+        session.run(np.zeros((2, 40, 60, 3), np.uint8))  # small enough to run together
     if explained:
         assert "2 images of 60x40 pixels do not fit into memory (ONNX Runtime with" in str(raised.value)
     else:
@@ -278,6 +278,19 @@ def test_what_does_not_fit_into_memory_is_named_in_its_own_size_with_what_helps(
         memory_errors_explained(Path("x.onnx"), runtime, np.zeros((count, 40, 60, 3), np.uint8), given),
     ):
         raise MemoryError
+
+
+def test_onnx_runtime_names_the_images_of_the_run_that_did_not_fit(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise MemoryError
+
+    session: Any = open_session(exported.files["detection"], runtime="onnxruntime", threads=1)
+    monkeypatch.setattr(sessions, "_PIXELS_AT_ONCE", 64 * 64)
+    session._session = SimpleNamespace(run=fail)
+    with pytest.raises(UserError, match="1 image of 64x64 pixels does not fit into memory .*: use smaller images$"):
+        session.run(np.stack([photo(seed, (64, 64)) for seed in range(3)]))
 
 
 def test_openvino_names_the_size_of_the_label_map_that_does_not_fit(

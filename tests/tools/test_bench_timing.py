@@ -147,7 +147,21 @@ def test_an_amount_has_a_ratio_above_1_where_ours_is_smaller() -> None:
 def test_freed_memory_is_kept_for_those_named_alone(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("keep_freed_memory", "give_back_freed_memory"):
         monkeypatch.setattr(timing, name, clock.call(name, 0.0))
-    alternate({"ours": clock.call("ours", 1.0), "peer": clock.call("peer", 1.0)}, repeats=3, keeping=["ours"])
-    settings = dict(zip(clock.log[1::2], clock.log[::2], strict=True))
-    assert settings == {"ours": "keep_freed_memory", "peer": "give_back_freed_memory"}
-    assert len(clock.log) == 2 * 2 * (2 + 3)
+    samples = alternate({"ours": clock.call("ours", 1.0), "peer": clock.call("peer", 1.0)}, repeats=3, keeping=["ours"])
+    setting, seen = "", []
+    for place, name in enumerate(clock.log):
+        if name.endswith("_memory"):
+            setting = name
+            assert clock.log[place + 1] == clock.log[place + 2]  # the first of the two does not count
+        else:
+            seen.append((name, setting))
+    assert set(seen) == {("ours", "keep_freed_memory"), ("peer", "give_back_freed_memory")}
+    assert len(samples["ours"]) == len(samples["peer"]) == 3
+
+
+def test_where_nothing_is_kept_the_process_gives_back_from_the_start(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "give_back_freed_memory", clock.call("give back", 0.0))
+    alternate({"ours": clock.call("ours", 1.0)}, repeats=2, warmup=1)
+    assert clock.log == ["give back", "ours", "ours", "ours"]

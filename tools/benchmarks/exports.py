@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from effdense.allocator import keep_freed_memory
+
 
 class Way(NamedTuple):
     """A way to run an exported file: what the table calls it, and what `effdense.load` and the exporter are told."""
@@ -78,7 +80,7 @@ def forms_of(model: Any, export: Callable[..., None], folder: Path, *, device: s
     import effdense
 
     forms = {PYTORCH: Form(model, model)}
-    if device == "cpu":
+    if device == "cpu" and keep_freed_memory():
         forms[KEEPING] = Form(model, model)
     for way in ways_here(device):
         path = folder / f"{way.precision}.onnx"

@@ -95,7 +95,7 @@ def alternate(
             threads are not the same ones: those of ONNX Runtime and OpenVINO spin on for a while after a call, and
             whatever runs next has fewer cores. Without this a PyTorch peer takes twice as long as by itself.
         keeping: names of those that run after `effdense.keep_freed_memory`; all others give memory back as glibc does
-            by itself.
+            by itself. A sample that follows one of the other kind begins with a call that does not count.
 
     Returns:
         Seconds of one call, `repeats` of each name; those of one round stand at the same place.
@@ -111,12 +111,15 @@ def alternate(
     times = dict.fromkeys(calls, 1)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
-    draw = random.Random(0)
+    draw, kept = random.Random(0), None
     for number in range(warmup + repeats):
         for name in draw.sample(list(calls), len(calls)):
-            (keep_freed_memory if name in keeping else give_back_freed_memory)()
+            switched, kept = kept != (name in keeping), name in keeping
+            if switched:
+                (keep_freed_memory if kept else give_back_freed_memory)()
             if rest > 0:
                 time.sleep(rest)
+            if rest > 0 or (switched and keeping):
                 calls[name]()
             seconds = _seconds(calls[name], times[name], wait)
             if number >= warmup:

@@ -115,7 +115,7 @@ def measure(settings: BenchSettings, case: Case, way: Way, root: Path, folder: P
             repeats=settings.rounds(7),
             warmup=1,
             synchronise=synchroniser(settings.device),
-            keeping=["ours"] if settings.device == "cpu" else (),
+            keeping=["ours", "peer"] if settings.device == "cpu" else (),
         )
     images = case.batch_size * case.batches
     precision = started.learner.precision.name

@@ -64,7 +64,7 @@ def _rates(settings: BenchSettings, batch_size: int, boxes: int) -> dict[str, fl
             run = running.enter_context(our_run(config, Path(tempfile.mkdtemp(dir=folder)) / "run"))
             check_same_step(run, peer)
             calls[label] = our_epoch(run)
-        samples = alternate(calls, repeats=settings.rounds(3), warmup=1, keeping=list(OURS))
+        samples = alternate(calls, repeats=settings.rounds(3), warmup=1, keeping=[PEER, *OURS])
     return {label: images / statistics.median(seconds) for label, seconds in samples.items()}
 
 

@@ -311,6 +311,24 @@ def test_too_much_is_refused_with_both_numbers_and_advice(little_memory: None) -
         require_memory(3_500_000_000, CPU, "it", "help")
 
 
+def test_memory_that_this_process_keeps_is_given_back_before_anything_is_refused(
+    little_memory: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trims = []
+
+    def trim() -> None:
+        trims.append(1)
+        (tmp_path / "meminfo").write_text("MemAvailable: 4000 kB\n")
+
+    monkeypatch.setattr(memory, "trim_freed_memory", trim)
+    require_memory(2_000_000, CPU, "it", "help")
+    assert not trims
+    require_memory(4_000_000, CPU, "it", "help")
+    with pytest.raises(UserError, match="4 MB is free"):
+        require_memory(5_000_000, CPU, "it", "help")
+    assert len(trims) == 2
+
+
 def test_probabilities_that_do_not_fit_are_refused_and_labels_alone_are_not(little_memory: None) -> None:
     views = [WholeRows(torch.zeros(3, 8, 8))]
     assert segmentation_of(views, (600, 500), CLASSES).mask.shape == (600, 500)
