@@ -289,7 +289,7 @@ def test_onnx_runtime_names_the_images_of_the_run_that_did_not_fit(
     session: Any = open_session(exported.files["detection"], runtime="onnxruntime", threads=1)
     monkeypatch.setattr(sessions, "_PIXELS_AT_ONCE", 64 * 64)
     session._session = SimpleNamespace(run=fail)
-    with pytest.raises(UserError, match="1 image of 64x64 pixels does not fit into memory .*: use smaller images$"):
+    with pytest.raises(UserError, match=r"1 image of 64x64 pixels does not fit into memory .*: use smaller images$"):
         session.run(np.stack([photo(seed, (64, 64)) for seed in range(3)]))
 
 
