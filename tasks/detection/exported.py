@@ -138,7 +138,8 @@ class ExportedDetector:
 
     def predict_samples(self, samples: Iterable[Sample], batch_size: int = 8) -> list[Detections]:
         """Detect objects in samples that no transform has touched yet; one Detections each."""
-        return [found for batch in batches(samples, self.transform, batch_size) for found in self.detect(batch)]
+        most = batch_size if self._fits else 1
+        return [found for batch in batches(samples, self.transform, most) for found in self.detect(batch)]
 
     @torch.inference_mode()
     def detect(self, batch: Batch) -> list[Detections]:

@@ -99,8 +99,12 @@ def test_the_file_of_both_tasks_is_opened_as_either(exported: Exported) -> None:
 
 @pytest.mark.parametrize("task", ["detection", "segmentation", "multitask"])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_images_of_several_sizes_in_a_list_are_as_one_by_one(task: str, batch_size: int, exported: Exported) -> None:
+@pytest.mark.parametrize("aided", [True, False], ids=["fitted", "as-they-are"])
+def test_images_of_several_sizes_in_a_list_are_as_one_by_one(
+    aided: bool, task: str, batch_size: int, exported: Exported
+) -> None:
     model = opened(exported.files[task])
+    model = model if aided else model.unaided()
     images = [photo(number, size_hw) for number, size_hw in enumerate([(40, 60), (64, 64), (1, 1), (40, 60), (9, 300)])]
     together, alone = model.predict(images, batch_size=batch_size), [model.predict(image) for image in images]
     assert len(together) == len(images)
