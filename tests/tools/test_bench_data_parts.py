@@ -110,6 +110,7 @@ def test_other_images_are_not_timed(image, boxes, told: str | None) -> None:
         loading.check_same_images(loads, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("curve", [*annotations.CURVES, *loading.CURVES], ids=lambda curve: curve.name)
 def test_curves_have_a_point_for_each_size(curve) -> None:

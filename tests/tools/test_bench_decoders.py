@@ -34,6 +34,7 @@ def test_a_model_that_is_wrong_at_some_size_is_found() -> None:
         assert bench_decoders.any_size_fault(model) == "no, at 32 x 32"
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_export_says_why() -> None:
     model = create_segmentation_model("pspnet", 3).eval()
     with torch.no_grad():

@@ -54,6 +54,7 @@ def test_exported_files_are_measured_too(part: Any, least: int) -> None:
     assert all(row.ratio and bool(row.target) == (row.against == "") for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_pytorch_alone")
 def test_a_curve_has_a_point_for_each_batch() -> None:
     lines = curves.by_batch(QUICK)
@@ -209,6 +210,7 @@ def test_scores_spread_as_asked_on_both_sides() -> None:
     assert check_detections("x", detections, theirs) == 1
 
 
+@pytest.mark.slow
 def test_the_scripted_peer_finds_what_the_plain_one_finds() -> None:
     image = scene(128, 128)
     peer = detector_pair("d0", 128, 5, image[None], candidates=60)[1]

@@ -82,6 +82,7 @@ def test_the_training_loops_train_and_are_compared_in_images_a_second(monkeypatc
     assert one.note == "ours fp32, the peer fp32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curve", training_curves.CURVES, ids=lambda curve: curve.name)
 def test_a_training_curve_has_a_point_for_the_peer_and_both_precisions(curve: Curve) -> None:
     lines = curve.run(QUICK)

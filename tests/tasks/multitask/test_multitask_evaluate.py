@@ -273,6 +273,7 @@ def _process(rank: int, root: Path, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_numbers_of_one(multitask: Multitask, root: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_process, args=(rank, root, tmp_path)) for rank in (0, 1)]
