@@ -101,9 +101,14 @@ class DetectionHead(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class logits (B, A, K) and box codes (B, A, 4); ``anchors`` says in which order."""
-        return _flatten(self.classes(pyramid), self.num_classes), _flatten(self.boxes(pyramid), 4)
+        classes, boxes = self.by_level(pyramid)
+        return torch.cat(classes, 1), torch.cat(boxes, 1)
+
+    def by_level(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the same level by level, for those who do not need them behind each other, which takes a copy."""
+        return _rows(self.classes(pyramid), self.num_classes), _rows(self.boxes(pyramid), 4)
 
 
-def _flatten(maps: list[Tensor], size: int) -> Tensor:
-    """Lay (B, anchors * size, h, w) of all levels out as (B, A, size), over level, row, column, anchor."""
-    return torch.cat([one.permute(0, 2, 3, 1).reshape(one.shape[0], -1, size) for one in maps], 1)
+def _rows(maps: list[Tensor], size: int) -> list[Tensor]:
+    """Return (B, anchors * size, h, w) of each level as (B, A, size), over row, column, anchor."""
+    return [one.permute(0, 2, 3, 1).reshape(one.shape[0], -1, size) for one in maps]

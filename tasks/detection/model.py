@@ -39,10 +39,12 @@ class EfficientDet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (B, 3, H, W), RGB in 0..255, to class logits (B, A, K) and box codes (B, A, 4)."""
-        features = self.backbone(images)
-        pyramid = self.neck(features)
-        outputs: tuple[Tensor, Tensor] = self.head(pyramid)
+        outputs: tuple[Tensor, Tensor] = self.head(self.neck(self.backbone(images)))
         return outputs
+
+    def by_level(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the same level by level, (B, anchors of the level, K or 4): what finding the best anchors needs."""
+        return self.head.by_level(self.neck(self.backbone(images)))
 
     def anchors(self, image_size_hw: tuple[int, int]) -> Tensor:
         """Return the anchors (A, 4), xyxy in pixels, of images of this size, where the model's parameters are."""

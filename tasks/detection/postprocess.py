@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from effdense.tasks.detection.anchors import decode
 
 PRE_NMS_TOP = 5000
 """Candidates of an image, at most, before NMS (google/automl hparams, ``nms_configs.max_nms_inputs``)."""
+
+Outputs: TypeAlias = Tensor | Sequence[Tensor]
+"""Of every anchor, (B, A, n), or of each level's in turn, (B, anchors of the level, n)."""
 
 _FIRST_LOOK = 8
 """Candidates that a processor looks at first, in multiples of the detections wanted."""
@@ -37,8 +41,8 @@ class BatchDetections(NamedTuple):
 
 @torch.no_grad()
 def postprocess(
-    class_logits: Tensor,
-    box_codes: Tensor,
+    class_logits: Outputs,
+    box_codes: Outputs,
     anchors_xyxy: Tensor,
     *,
     image_size_hw: tuple[int, int],
@@ -55,9 +59,11 @@ def postprocess(
     Boxes are clipped to the image's content before NMS; one that lies wholly in the padding has no area left and is
     dropped.
 
+    Few anchors are wanted of all, so levels need not be laid out behind each other, which would move all of them.
+
     Args:
-        class_logits: (B, A, K).
-        box_codes: (B, A, 4).
+        class_logits: (B, A, K), or level by level.
+        box_codes: (B, A, 4), or level by level.
         anchors_xyxy: (A, 4), of the model's input.
         image_size_hw: of the model's input, in pixels.
         original_sizes_hw: (B, 2), of the images on disk.
@@ -73,12 +79,14 @@ def postprocess(
     """
     if nms not in ("hard", "soft"):
         raise ValueError(f"nms is {nms!r}; it can be 'hard' or 'soft'")
-    limits = resized_sizes_hw.to(box_codes.device).minimum(torch.tensor(image_size_hw, device=box_codes.device))
-    best_of_anchor = class_logits.amax(2)  # (B, A)
+    all_logits, all_codes = _levels(class_logits), _levels(box_codes)
+    device = all_logits[0].device
+    limits = resized_sizes_hw.to(device).minimum(torch.tensor(image_size_hw, device=device))
+    best_of_anchor = torch.cat([level.amax(2) for level in all_logits], 1)  # (B, A)
 
     def candidates(top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits, anchor, labels = _best(class_logits, best_of_anchor, top, score_threshold)  # (B, C) each
-        codes = box_codes.gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4)).float()
+        logits, anchor, labels = _best(all_logits, best_of_anchor, top, score_threshold)  # (B, C) each
+        codes = _of_anchors(all_codes, anchor).float()
         boxes = clip(decode(codes, anchors_xyxy[anchor]), limits)  # (B, C, 4)
         scores = logits.float().sigmoid()
         return boxes, scores, labels, (scores > score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
@@ -91,7 +99,7 @@ def postprocess(
     else:
         # What NMS leaves of a candidate depends on better ones alone. So a processor looks at the best first, and at
         # all of them only if some image then has too few; a GPU would wait for the answer longer than for the work.
-        top = min(pre_nms_top, _FIRST_LOOK * max_detections) if class_logits.device.type == "cpu" else pre_nms_top
+        top = min(pre_nms_top, _FIRST_LOOK * max_detections) if device.type == "cpu" else pre_nms_top
         boxes, scores, labels, usable = candidates(top)
         chosen, kept_scores = _hard(boxes, scores, labels, usable, iou_threshold, max_detections)
         if top < pre_nms_top and _may_lack(scores, kept_scores, top, score_threshold):
@@ -111,23 +119,43 @@ def _may_lack(scores: Tensor, kept_scores: Tensor, top: int, score_threshold: fl
     return bool(((kept_scores[:, -1:] == 0) & (scores[:, -1:] > score_threshold)).any())
 
 
+def _levels(outputs: Outputs) -> list[Tensor]:
+    """Return a network's outputs level by level, or as one level where it is as well or better so."""
+    levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    return levels if levels[0].device.type == "cpu" else [torch.cat(levels, 1)]
+
+
+def _of_anchors(levels: Sequence[Tensor], anchor: Tensor) -> Tensor:
+    """Return what (B, C) anchors, counted through all levels, have there: (B, C, n)."""
+    if len(levels) == 1:
+        return levels[0].gather(1, anchor.unsqueeze(-1).expand(-1, -1, levels[0].shape[2]))
+    found = levels[0].new_empty(*anchor.shape, levels[0].shape[2])
+    start = 0
+    for level in levels:
+        stop = start + level.shape[1]
+        image, place = ((anchor >= start) & (anchor < stop)).nonzero(as_tuple=True)
+        found[image, place] = level[image, anchor[image, place] - start]
+        start = stop
+    return found
+
+
 def _best(
-    class_logits: Tensor, best_of_anchor: Tensor, top: int, score_threshold: float
+    class_logits: Sequence[Tensor], best_of_anchor: Tensor, top: int, score_threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logit, anchor and class of an image's best scores, best first: (B, C) each, C at most ``top``.
 
     The best anchors come first, then the best classes among them. The ``top`` best pairs of anchor and class lie on
     the ``top`` best anchors, so nothing is lost, and the sort sees C of the anchors instead of all of them times K.
     """
-    batch, _, num_classes = class_logits.shape
+    batch, _, num_classes = class_logits[0].shape
     count = min(top, best_of_anchor.shape[1])
-    if class_logits.device.type == "cpu" and batch and 0 < score_threshold < 1:
+    if best_of_anchor.device.type == "cpu" and batch and 0 < score_threshold < 1:
         # Most anchors of a trained model score next to nothing: sort only as many as some image has above that, and
         # at least one, so that there is something to index.
         floor = math.log(score_threshold / (1.0 - score_threshold)) - 1e-3
         count = min(count, max(1, int((best_of_anchor >= floor).sum(1).amax())))
     anchor = best_of_anchor.topk(count, 1).indices  # (B, C)
-    rows = class_logits.gather(1, anchor.unsqueeze(-1).expand(-1, -1, num_classes)).flatten(1)  # (B, C * K)
+    rows = _of_anchors(class_logits, anchor).flatten(1)  # (B, C * K)
     logits, index = rows.topk(min(top, rows.shape[1]), 1)
     return logits, anchor.gather(1, index // num_classes), index % num_classes
 

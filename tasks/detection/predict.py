@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from effdense.backbones.weights import load_complete
 from effdense.datasets.collate import batches
@@ -18,7 +17,7 @@ from effdense.inference_form import InferenceForm
 from effdense.model_header import read_header
 from effdense.model_parts import DETECTION, SEGMENTATION, described, lacks_part, part_of
 from effdense.tasks.detection.model import EfficientDet, create_efficientdet
-from effdense.tasks.detection.postprocess import postprocess
+from effdense.tasks.detection.postprocess import Outputs, postprocess
 from effdense.tasks.detection.specs import spec_from_dict
 from effdense.training.checkpoint import read_tensors, save_model
 from effdense.training.device import choose_device
@@ -182,17 +181,18 @@ class Detector:
             One Detections an image, in pixels of the original image.
         """
         batch = batch.to(self.device)
-        class_logits, box_codes = self._form.network(batch.images)
-        return self.from_outputs(batch, class_logits, box_codes)
+        network = self._form.network
+        watched = network is self.model  # perhaps by hooks, which a call of the network alone sets off
+        return self.from_outputs(batch, *(network(batch.images) if watched else network.by_level(batch.images)))
 
     @torch.inference_mode()
-    def from_outputs(self, batch: Batch, class_logits: Tensor, box_codes: Tensor) -> list[Detections]:
+    def from_outputs(self, batch: Batch, class_logits: Outputs, box_codes: Outputs) -> list[Detections]:
         """Return what the network's outputs say, as `detect` does.
 
         Args:
             batch: that the network saw, where it is.
-            class_logits: (B, A, K).
-            box_codes: (B, A, 4).
+            class_logits: (B, A, K), or level by level.
+            box_codes: (B, A, 4), or level by level.
         """
         size_hw = (batch.images.shape[-2], batch.images.shape[-1])
         boxes, scores, labels, counts = postprocess(

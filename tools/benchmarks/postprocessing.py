@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effdense.tools.benchmarks.checks import check_close, check_same_labels
-from effdense.tools.benchmarks.effdet_parts import VERSION, effdet_config, flat
+from effdense.tools.benchmarks.effdet_parts import VERSION, by_level, effdet_config
 from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, row
 from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
 
@@ -24,13 +24,11 @@ OUTPUTS = {"most scores near 0": (-7.5, 1.5), "all scores alike": (-2.0, 2.0)}
 def run(settings: BenchSettings) -> list[Row]:
     """Measure both kinds of outputs."""
     size = 128 if settings.quick else 512
-    return [one for says, spread in OUTPUTS.items() for one in measure(settings, says, size, *spread)]
+    return [measure(settings, says, size, *spread) for says, spread in OUTPUTS.items()]
 
 
-def measure(settings: BenchSettings, says: str, size: int, mean: float, spread: float) -> list[Row]:
-    """Return the rows of one kind of outputs: from maps for both, and from the outputs that our network has.
-
-    effdet's post-processing begins with laying out the levels as one tensor, which is our head's last step.
+def measure(settings: BenchSettings, says: str, size: int, mean: float, spread: float) -> Row:
+    """Return the row of one kind of outputs, from the maps of all levels.
 
     Raises:
         Unequal: the detections differ.
@@ -56,11 +54,10 @@ def measure(settings: BenchSettings, says: str, size: int, mean: float, spread: 
     sizes = torch.full((BATCH, 2), size, device=device)
     scale, their_sizes = torch.ones(BATCH, device=device), sizes.float()
 
-    laid_out = flat(logits, CLASSES), flat(codes, 4)
-
-    def ours(outputs: tuple[Tensor, Tensor] = laid_out) -> BatchDetections:
+    def ours() -> BatchDetections:
         return postprocess(
-            *outputs,
+            by_level(logits, CLASSES),
+            by_level(codes, 4),
             anchors,
             image_size_hw=(size, size),
             original_sizes_hw=sizes,
@@ -76,21 +73,13 @@ def measure(settings: BenchSettings, says: str, size: int, mean: float, spread: 
 
     with torch.inference_mode():
         check_same_detections(ours(), peer())
-        samples = alternate(
-            {"ours": ours, "from maps": lambda: ours((flat(logits, CLASSES), flat(codes, 4))), "peer": peer},
-            repeats=settings.rounds(11),
-            synchronise=synchroniser(device),
-        )
-    case = f"batch {BATCH}, {CLASSES} classes, {size} px, {says}"
-    note = "same detections"
-    alike = row(
-        f"{case}, from the maps of all levels",
-        Ratio.of(samples["from maps"], samples["peer"]),
+        samples = alternate({"ours": ours, "peer": peer}, repeats=settings.rounds(11), synchronise=synchroniser(device))
+    return row(
+        f"batch {BATCH}, {CLASSES} classes, {size} px, {says}",
+        Ratio.of(samples["ours"], samples["peer"]),
         target=TARGET,
-        note=f"{note}; laying out the levels included, on both sides",
+        note="same detections",
     )
-    without = f"{note}; laying out the levels left to our head, where it belongs to the network"
-    return [alike, row(f"{case}, from our head's outputs", Ratio.of(samples["ours"], samples["peer"]), note=without)]
 
 
 def check_same_detections(ours: BatchDetections, theirs: Tensor) -> None:

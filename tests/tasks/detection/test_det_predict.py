@@ -87,6 +87,16 @@ def test_a_batch_gives_what_single_images_give(detector: Detector, pictures: lis
         _assert_same(found, detector.predict(path))
 
 
+def test_hooks_on_the_network_and_its_head_see_every_prediction(pictures: list[Path]) -> None:
+    detector = _detector()
+    plain = detector.predict(pictures[0])
+    seen: list[str] = []
+    for name in ("", "head"):
+        detector.model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    _assert_same(detector.predict(pictures[0]), plain)
+    assert seen == ["head", ""]
+
+
 def test_an_empty_list_gives_an_empty_list(detector: Detector) -> None:
     assert detector.predict([]) == []
 

@@ -19,6 +19,14 @@ def test_outputs_run_over_level_row_column_anchor() -> None:
     torch.testing.assert_close(logits[0, place], second[0, anchor * 3 : anchor * 3 + 3, row, column])
 
 
+def test_level_by_level_the_outputs_are_the_same() -> None:
+    head = DetectionHead((8, 8), num_classes=3, anchors_per_cell=2, repeats=1).eval()
+    pyramid = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
+    for whole, levels in zip(head(pyramid), head.by_level(pyramid), strict=True):
+        assert [level.shape[1] for level in levels] == [2 * 24, 2 * 6]
+        assert torch.equal(torch.cat(levels, 1), whole)
+
+
 def test_an_untrained_head_scores_everything_one_percent_and_moves_no_box() -> None:
     torch.manual_seed(0)
     head = DetectionHead((16,) * 5, num_classes=4).eval()

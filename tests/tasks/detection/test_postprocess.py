@@ -6,7 +6,7 @@ from torch import Tensor
 
 from effdense.tasks.detection import postprocess as module
 from effdense.tasks.detection.anchors import Anchors, encode
-from effdense.tasks.detection.postprocess import BatchDetections, postprocess
+from effdense.tasks.detection.postprocess import BatchDetections, Outputs, postprocess
 
 SIZE = (128, 128)
 ANCHORS = Anchors()(SIZE)
@@ -25,8 +25,9 @@ def outputs(
     return logits, codes
 
 
-def run(logits: Tensor, codes: Tensor, **changes: object) -> BatchDetections:
-    sizes = torch.tensor([SIZE] * len(logits)).reshape(-1, 2)
+def run(logits: Outputs, codes: Outputs, **changes: object) -> BatchDetections:
+    images = len(logits if isinstance(logits, Tensor) else logits[0])
+    sizes = torch.tensor([SIZE] * images).reshape(-1, 2)
     arguments: dict[str, object] = {
         "image_size_hw": SIZE,
         "original_sizes_hw": sizes,
@@ -146,6 +147,22 @@ def test_looking_at_the_best_first_changes_nothing(
     plain = run(logits, codes, iou_threshold=0.1, max_detections=most)
     for one, other in zip(quick, plain, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+@pytest.mark.parametrize("nms", ["hard", "soft"])
+def test_outputs_level_by_level_give_the_same_to_the_last_bit(nms: str, images: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(images, len(ANCHORS), 3, generator=generator) * 2 - 3
+    codes = torch.randn(images, len(ANCHORS), 4, generator=generator) * 0.2
+    anchors_of_levels = [9 * (128 // 2**level) ** 2 for level in range(3, 8)]
+    levels = logits.split(anchors_of_levels, 1), codes.split(anchors_of_levels, 1)
+    for most in (10, 300):
+        whole = run(logits, codes, nms=nms, max_detections=most)
+        parts = run(*levels, nms=nms, max_detections=most)
+        assert whole.counts.gt(0).all()
+        for one, other in zip(parts, whole, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_codes_that_overflow_do_no_harm() -> None:
