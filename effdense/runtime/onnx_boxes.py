@@ -80,9 +80,16 @@ def candidates(centres_and_sizes: Float32, classes: int, *, score_threshold: flo
         some = Max (of_image, one)
         wanted = Min (some, top)
         best_chosen, anchor = TopK (best, wanted)
-        place = Unsqueeze (anchor, two)
-        logits = GatherND <batch_dims = 1> (class_logits, place)
-        codes = GatherND <batch_dims = 1> (box_codes, place)
+        batch_size = Shape <start = 0, end = 1> (best)
+        images = Squeeze (batch_size)
+        image = Range (no_image, images, next_image)
+        image_column = Unsqueeze (image, one_and_two)
+        anchor_column = Unsqueeze (anchor, two)
+        form = Shape (anchor_column)
+        image_of_anchor = Expand (image_column, form)
+        place = Concat <axis = 2> (image_of_anchor, anchor_column)
+        logits = GatherND (class_logits, place)
+        codes = GatherND (box_codes, place)
         anchors = Gather <axis = 0> (anchors_yxhw, anchor)
 
         centre, size = Split <axis = 2, num_outputs = 2> (anchors)
@@ -113,6 +120,9 @@ def candidates(centres_and_sizes: Float32, classes: int, *, score_threshold: flo
         "floor": np.float32(_least_logit(score_threshold)),
         "top": np.full(1, min(top, count), np.int64),
         "anchors_yxhw": centres_and_sizes,
+        "no_image": np.int64(0),
+        "next_image": np.int64(1),
+        "one_and_two": np.array([1, 2], np.int64),
         "zero": np.zeros(1, np.int64),
         "one": np.ones(1, np.int64),
         "two": np.full(1, 2, np.int64),

@@ -32,13 +32,16 @@ def agreement(side: int, classes: int) -> onnx.ModelProto:
 
     Returns:
         A model from ``mask_logits``, float32 (1, K, S, S), to ``agreed``, int32 (S, S): of each place, with those to
-        its right, below, and below to the right, the class that all four have, or -1.
+        its right, below, and below to the right, the class that all four have, or -1; and to ``own``, uint8 (1, S, S),
+        the class of each place itself.
     """
     text = f"""
     <ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>
-    agreement (float[1, {classes}, {side}, {side}] mask_logits) => (int32[{side}, {side}] agreed)
+    agreement (float[1, {classes}, {side}, {side}] mask_logits)
+        => (int32[{side}, {side}] agreed, uint8[1, {side}, {side}] own)
     {{
         greatest = ArgMax <axis = 1, keepdims = 0> (mask_logits)
+        own = Cast <to = {UINT8}> (greatest)
         of_image = Squeeze (greatest, zero)
         here = Cast <to = {INT32}> (of_image)
         right = Gather <axis = 1> (here, next)
@@ -198,8 +201,12 @@ class Labelling:
             size_hw: of the image.
             fitted_hw: of its content in the square.
         """
-        agreed: Int32 = self._agreement.infer([mask_logits], share_inputs=True, share_outputs=True)[0]
+        neighbours = self._agreement.infer([mask_logits], share_inputs=True, share_outputs=True)
         height, width = (int(size) for size in size_hw)
+        if np.array_equal(size_hw, fitted_hw):  # there is nothing to enlarge
+            own: UInt8 = neighbours[1]
+            return np.copy(own[:, :height, :width])
+        agreed: Int32 = neighbours[0]
         labels = np.empty((1, height, width), np.uint8)
         step = max(1, _BAND // (width * self._classes))
         for first in range(0, height, step):

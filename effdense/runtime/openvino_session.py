@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from effdense.runtime.onnx_operations import operations
 from effdense.runtime.onnx_pieces import labelling
+from effdense.runtime.openvino_fitting import padding_of
 from effdense.runtime.openvino_labels import LABEL_MAP, Labelling
-from effdense.runtime.session import CONTENTS, IMAGES, ORIGINAL, Array, memory_errors_explained
+from effdense.runtime.session import CONTENTS, IMAGES, ORIGINAL, Array, memory_errors_explained, require_fitted
 from effdense.runtime.stages import FITTED_HW, MASK_LOGITS, PIXELS, SIZE_HW, cut, part
 from effdense.types import Int64, UInt8
 
@@ -26,8 +28,9 @@ class OpenVino:
     Only the network computes in the precision asked for; the stages around it compute in float32, see
     `effdense.runtime.stages`. They take any size. The network is compiled for one image: where sizes are open, OpenVINO
     lays maps out anew between layers that else agree on a layout, and takes half as long again; and compiling for each
-    size of a batch would take seconds whenever another one comes. On a CPU, images cost the same one by one. Label maps
-    are made by `effdense.runtime.openvino_labels`, where a file's own operations are just those that it stands for.
+    size of a batch would take seconds whenever another one comes. On a CPU, images cost the same one by one. Images
+    that need no resizing are prepared by `effdense.runtime.openvino_fitting`, and label maps made by
+    `effdense.runtime.openvino_labels`, where a file's own operations are just those that they stand for.
 
     Attributes:
         name, precision, inputs, outputs: see `effdense.runtime.session.Session`.
@@ -35,24 +38,26 @@ class OpenVino:
 
     name = "openvino"
 
-    def __init__(self, path: Path, precision: str, threads: int) -> None:
+    def __init__(self, path: Path, precision: str, threads: int, side: int) -> None:
         """Open a file.
 
         Args:
             path: an exported file.
             precision: of the network, which the CPU has.
             threads: that a run may use.
+            side: of the square that images are fitted into, in pixels.
 
         Raises:
             Exception: OpenVINO's own, or what reading the file raises.
         """
-        self.precision, self._source = precision, path
+        self.precision, self._source, self._side = precision, path, side
         model = onnx.load(path)
         self.inputs = tuple(one.name for one in model.graph.input)
         self.outputs = tuple(one.name for one in model.graph.output)
         models = _stages_of(model, precision)
         self._stages = [_Stage(model, one, threads) for model, one in models]
         self._one_by_one = len(self._stages) > 1
+        self._padding = padding_of(models[0][0]) if self._one_by_one else None
         self._labelling: Labelling | None = None
         if LABEL_MAP in self.outputs and not any(LABEL_MAP in stage.outputs for stage in self._stages):
             classes, side = _logits_shape(models[1][0])
@@ -63,6 +68,7 @@ class OpenVino:
         self, images: UInt8, contents_hw: Int64 | None = None, original_hw: Int64 | None = None
     ) -> dict[str, Array]:
         """Return the file's outputs by their names."""
+        require_fitted(self._source, images, original_hw, self._side)
         if contents_hw is None:
             contents_hw = np.zeros((len(images) if self._one_by_one else 1, 2), np.int64)
         if original_hw is None:
@@ -79,7 +85,11 @@ class OpenVino:
 
     def _through_stages(self, images: UInt8, contents_hw: Int64, original_hw: Int64) -> dict[str, Array]:
         known: dict[str, Any] = {IMAGES: np.ascontiguousarray(images), CONTENTS: contents_hw, ORIGINAL: original_hw}
-        for stage in self._stages:
+        stages = self._stages
+        if self._padding is not None and self._padding.suffices(images, original_hw):
+            known |= self._padding.outputs(images, contents_hw)
+            stages = stages[1:]
+        for stage in stages:
             passed_on = not set(stage.outputs) & set(self.outputs)  # and not kept, so that no copy is needed
             found = stage.request.infer(
                 {name: known[name] for name in stage.inputs}, share_inputs=True, share_outputs=passed_on
@@ -150,27 +160,7 @@ def _stages_of(model: onnx.ModelProto, precision: str) -> list[tuple[onnx.ModelP
 
 def _labels_as_known(after: onnx.ModelProto, network: onnx.ModelProto) -> bool:
     """Whether a file makes label maps as this version does, which a later one's may not."""
-    return _operations(part(after, [LABEL_MAP])) == _operations(labelling(*_logits_shape(network)))
-
-
-def _operations(model: onnx.ModelProto) -> list[Any]:
-    """Return all that says what a model computes: two models compute the same where these are equal.
-
-    Values are named by what they are, if they are constant, and else by the order in which they are computed, so that
-    the names inside a model have no say.
-    """
-    known: dict[str, Any] = {one.name: one.name for one in (*model.graph.input, *model.graph.output)}
-    known[""] = None  # an input that is left out
-    for one in model.graph.initializer:
-        known.setdefault(one.name, (one.data_type, tuple(one.dims), onnx.numpy_helper.to_array(one).tobytes()))
-    said: list[Any] = [one.version for one in model.opset_import if one.domain == ""]
-    for place, node in enumerate(model.graph.node):
-        for number, name in enumerate(node.output):
-            known.setdefault(name, (place, number))
-        attributes = sorted(one.SerializeToString(deterministic=True) for one in node.attribute)
-        ends = [[known[name] for name in names] for names in (node.input, node.output)]
-        said.append((node.domain, node.op_type, attributes, ends))
-    return said
+    return operations(part(after, [LABEL_MAP])) == operations(labelling(*_logits_shape(network)))
 
 
 def _logits_shape(network: onnx.ModelProto) -> tuple[int, int]:

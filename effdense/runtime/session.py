@@ -70,7 +70,7 @@ class Session(Protocol):
                 pixels.
 
         Raises:
-            UserError: the images do not fit into memory.
+            UserError: the images do not fit into memory, or are larger than the square that they are said to fit.
         """
         ...
 
@@ -93,14 +93,14 @@ def open_session(
     path = Path(path)
     header = read_onnx_header(path)
     with header_errors_explained(path):
-        precision = precision or header[EXPORT]["precision"]
+        precision, side = precision or header[EXPORT]["precision"], int(header[EXPORT]["image_size"])
         if precision not in _PRECISIONS:
             raise ValueError(f"its precision is {precision!r}")
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, expected 1 or more")
     chosen = choose_runtime(runtime, precision)
     opener = _open_onnxruntime if chosen == "onnxruntime" else _open_openvino
-    return opener(path, precision, threads or torch.get_num_threads())
+    return opener(path, precision, threads or torch.get_num_threads(), side)
 
 
 def require_ends(session: Session, source: str, outputs: Sequence[str], inputs: Sequence[str] = (IMAGES,)) -> None:
@@ -169,8 +169,8 @@ class _OnnxRuntime:
     name = "onnxruntime"
     precision = "float32"
 
-    def __init__(self, session: Any, source: Path) -> None:
-        self._session, self._source = session, source
+    def __init__(self, session: Any, source: Path, side: int) -> None:
+        self._session, self._source, self._side = session, source, side
         optional = session.get_overridable_initializers()
         self.inputs = tuple(one.name for one in (*session.get_inputs(), *optional))
         self.outputs = tuple(one.name for one in session.get_outputs())
@@ -179,6 +179,7 @@ class _OnnxRuntime:
         self, images: UInt8, contents_hw: Int64 | None = None, original_hw: Int64 | None = None
     ) -> dict[str, Array]:
         """Return the file's outputs by their names."""
+        require_fitted(self._source, images, original_hw, self._side)
         count, height, width, _ = images.shape
         runs = max(1, min(count, round(count * height * width / _PIXELS_AT_ONCE)))
         found = [
@@ -202,7 +203,7 @@ def _slices(count: int, parts: int) -> list[slice]:
     return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
-def _open_onnxruntime(path: Path, precision: str, threads: int) -> Session:
+def _open_onnxruntime(path: Path, precision: str, threads: int, side: int) -> Session:
     import onnxruntime
 
     if precision == "bfloat16":
@@ -214,10 +215,10 @@ def _open_onnxruntime(path: Path, precision: str, threads: int) -> Session:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # each kind of fault has a class of its own, without a common base
         raise _unopened(error, path, "onnxruntime", onnxruntime.__version__) from error
-    return _OnnxRuntime(session, path)
+    return _OnnxRuntime(session, path, side)
 
 
-def _open_openvino(path: Path, precision: str, threads: int) -> Session:
+def _open_openvino(path: Path, precision: str, threads: int, side: int) -> Session:
     import openvino
 
     from effdense.runtime.openvino_session import OpenVino, openvino_core
@@ -227,7 +228,7 @@ def _open_openvino(path: Path, precision: str, threads: int) -> Session:
         log.info("%s was exported in bfloat16; this CPU has none and computes it in float32", path)
         precision = "float32"
     try:
-        return OpenVino(path, precision, threads)
+        return OpenVino(path, precision, threads, side)
     except Exception as error:
         raise _unopened(error, path, "openvino", openvino.__version__) from error
 
@@ -237,6 +238,26 @@ def _unopened(error: Exception, path: Path, runtime: str, version: str) -> UserE
         f"{path} cannot be opened by {_SHOWN[runtime]} {version} ({_first_line(error)}); take a newer {runtime}, or "
         "export the file again"
     )
+
+
+def require_fitted(path: Path, images: UInt8, original_hw: Int64 | None, side: int) -> None:
+    """Refuse images that are said to be fitted and are not; runtimes would write where they must not.
+
+    Args:
+        path: the file.
+        images: (B, H, W, 3), that it is given.
+        original_hw: (2,), the size that they had before they were fitted; 0 where that is not said.
+        side: S, of the file's square, in pixels.
+
+    Raises:
+        UserError: an image is larger than the square.
+    """
+    height, width = images.shape[1:3]
+    if original_hw is not None and (original_hw > 0).any() and max(height, width) > side:
+        raise UserError(
+            f"{ORIGINAL} says that images of {width}x{height} pixels are fitted already into the {side} pixels of "
+            f"{path}, and they are larger: fit them first, or leave {ORIGINAL} out, and the file fits them"
+        )
 
 
 @contextlib.contextmanager

@@ -17,7 +17,10 @@ PIXELS = "pixels"
 SIZE_HW, FITTED_HW = "size_hw", "fitted_hw"
 """Height and width of the images, and of their content in the square."""
 
-GEOMETRY = (SIZE_HW, FITTED_HW, "limits", "originals")
+LIMITS, ORIGINALS = "limits", "originals"
+"""Height and width of what is image, in the square and in the images given."""
+
+GEOMETRY = (SIZE_HW, FITTED_HW, LIMITS, ORIGINALS)
 """What is known of the images before the network runs, and needed after it; each file has the first two at least."""
 
 MASK_LOGITS = "mask_logits"
@@ -42,18 +45,19 @@ def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.
     inputs = [value.name for value in model.graph.input]
     outputs = [value.name for value in model.graph.output]
     return (
-        _between(model, inputs, [PIXELS, *geometry]),
-        _between(model, [PIXELS], raw),
-        _between(model, [*inputs, *raw, *geometry], outputs),
+        between(model, inputs, [PIXELS, *geometry]),
+        between(model, [PIXELS], raw),
+        between(model, [*inputs, *raw, *geometry], outputs),
     )
 
 
 def part(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     """Return what of a model is needed for some of its outputs, with the inputs that are read for them."""
-    return _between(model, [one.name for one in model.graph.input], outputs)
+    return between(model, [one.name for one in model.graph.input], outputs)
 
 
-def _between(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+def between(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Return what of a model lies between some of its values; an input that nothing reads is left out."""
     found = onnx.utils.Extractor(model).extract_model(list(inputs), list(outputs))
     read = {name for node in found.graph.node for name in node.input}
     needed = [one for one in found.graph.input if one.name in read]

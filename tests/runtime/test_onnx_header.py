@@ -20,7 +20,7 @@ HEADER = {
     "task": "detection",
     "class_names": ["cat", "fjällräv"],
     "preprocessing": {"mean": [0.5, 0.5, 0.5], "image_size": 64},
-    "export": {"precision": "float32", "gate": None},
+    "export": {"precision": "float32", "image_size": 64, "gate": None},
 }
 BOTH = {
     "task": "multitask",

@@ -46,6 +46,19 @@ def test_labels_are_those_of_the_enlarged_logits(
     assert (found == enlarged.argmax(1).numpy()).mean() > 0.999
 
 
+@pytest.mark.parametrize("size_hw", [(32, 32), (32, 20), (9, 32), (1, 1)])
+def test_without_enlarging_labels_are_those_of_the_logits_and_the_callers_own(size_hw: tuple[int, int]) -> None:
+    labelling = Labelling(openvino_core(), SETTINGS, 21, SIDE)
+    logits = logits_of(21, 1)
+    labelling._enlarging = None
+    found = labelling.label_map(logits.numpy(), np.array(size_hw), np.array(size_hw))
+    expected = logits.argmax(1)[:, : size_hw[0], : size_hw[1]].numpy()
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+    labelling.label_map(-logits.numpy(), np.array(size_hw), np.array(size_hw))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_labels_are_the_same_whatever_the_number_of_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = logits_of(5, 4).numpy()
     labelling = Labelling(openvino_core(), SETTINGS, 5, SIDE)

@@ -47,7 +47,7 @@ broken (uint8[batch, height, width, 3] images) => (float[batch] sums) { sums = N
 def written(path: Path, text: str = SUMMING, precision: Any = "float32") -> Path:
     """Write a small graph, with a header as an export has it."""
     model = parser.parse_model(text)
-    write_header(model, {"task": "detection", "export": {"precision": precision}})
+    write_header(model, {"task": "detection", "export": {"precision": precision, "image_size": 64}})
     onnx.save(model, path)
     return path
 
@@ -303,6 +303,19 @@ def test_openvino_names_the_size_of_the_label_map_that_does_not_fit(
     monkeypatch.setattr(session, "_labelling", SimpleNamespace(label_map=fail))
     with pytest.raises(UserError, match="1 image of 4000x3000 pixels does not fit into memory"):
         session.run(photo(0, (48, 64))[None], original_hw=np.array([3000, 4000]))
+
+
+@pytest.mark.parametrize("original_hw", [(65, 10), (0, 70)])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_image_larger_than_the_square_is_not_taken_for_a_fitted_one(
+    runtime: Any, original_hw: tuple[int, int], exported: Exported
+) -> None:
+    session = open_session(exported.files["segmentation"], runtime=runtime, threads=1)
+    with pytest.raises(
+        UserError, match=r"images of 10x65 pixels are fitted already into the 64 pixels of .*, and they"
+    ):
+        session.run(photo(0, (65, 10))[None], original_hw=np.array(original_hw))
+    assert session.run(photo(0, (65, 10))[None], original_hw=np.zeros(2, np.int64))["label_map"].shape == (1, 65, 10)
 
 
 def test_a_file_in_bfloat16_says_that_onnx_runtime_computes_in_float32(

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from effdense.errors import UserError
+from effdense.runtime.openvino_session import OpenVino
+from effdense.runtime.session import open_session
 from effdense.tasks.detection.export import OUTPUTS, export_detector
 from effdense.tasks.detection.model import create_efficientdet
 from effdense.tasks.detection.predict import Detector, Selection
@@ -94,6 +96,16 @@ def test_the_batch_is_open_and_each_image_as_alone(exported: tuple[Detector, Pat
     found = opened(path).run(None, {"images": np.stack(images)})
     for row, image in enumerate(images):
         assert_same(found, row, detector.predict(image))
+
+
+def test_openvino_finds_the_same_and_knows_how_the_file_pads(exported: tuple[Detector, Path]) -> None:
+    detector, path = exported
+    session = open_session(path, runtime="openvino", threads=1)
+    assert isinstance(session, OpenVino)
+    assert session._padding is not None
+    for size_hw in SIZES.values():
+        found = session.run(photo(size_hw)[None])
+        assert_same([found[name] for name in OUTPUTS], 0, detector.predict(photo(size_hw)))
 
 
 def test_padded_images_of_several_sizes_go_in_together_with_their_contents(exported: tuple[Detector, Path]) -> None:

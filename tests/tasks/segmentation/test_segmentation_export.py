@@ -81,10 +81,11 @@ def test_the_batch_is_open_and_each_image_as_alone(
         assert (found[row] != segmenter.predict(image).mask).mean() <= 1e-3
 
 
-def test_openvino_runs_two_stages_of_the_file_and_labels_at_the_borders_alone(exported: tuple[Segmenter, Path]) -> None:
+def test_openvino_knows_how_the_file_pads_and_labels(exported: tuple[Segmenter, Path]) -> None:
     session = open_session(exported[1], runtime="openvino", threads=1)
     assert isinstance(session, OpenVino)
     assert len(session._stages) == 2
+    assert session._padding is not None
     assert session._labelling is not None
 
 
