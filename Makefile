@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
+JOBS ?= 2
 SOURCES := effdense tasks datasets tools tests
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -43,10 +44,11 @@ demo: env  ## detection, segmentation and both at once on the demo set: train, e
 	$(BIN)/python tools/eval_multi.py $(DEMO)/multitask/best.safetensors --dataset demo --split test --out $(DEMO)/multitask/eval
 	$(BIN)/python tools/predict.py $(DEMO)/multitask/best.safetensors --dataset demo --split test --out $(DEMO)/multitask/drawn
 
-test: check  ## every check: ruff, mypy strict, pytest without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+# One thread for each process, so that they leave each other's cores alone; test-all runs the same tests with all threads.
+test: check  ## every check: ruff, mypy strict, pytest without the slow ones, JOBS files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
-test-all: check  ## the same with the slow tests
+test-all: check  ## the same and the slow tests, one by one
 	$(BIN)/python -m pytest
 
 check: lint types

@@ -106,8 +106,8 @@ def _answer(handler: BaseHTTPRequestHandler, server: Server) -> None:
         handler.send_header("ETag", server.etag)
     handler.end_headers()
     cut = server.cut_after.pop(0) if server.cut_after else None
+    server.sent.append(len(body[:cut]))  # before the client has all of it and looks
     handler.wfile.write(body[:cut])
-    server.sent.append(len(body[:cut]))
     handler.close_connection = True
 
 
