@@ -44,9 +44,8 @@ demo: env  ## detection, segmentation and both at once on the demo set: train, e
 	$(BIN)/python tools/eval_multi.py $(DEMO)/multitask/best.safetensors --dataset demo --split test --out $(DEMO)/multitask/eval
 	$(BIN)/python tools/predict.py $(DEMO)/multitask/best.safetensors --dataset demo --split test --out $(DEMO)/multitask/drawn
 
-# One thread for each process, so that they leave each other's cores alone; test-all runs the same tests with all threads.
 test: check  ## every check: ruff, mypy strict, pytest without the slow ones, JOBS files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: check  ## the same and the slow tests, one by one
 	$(BIN)/python -m pytest

@@ -136,14 +136,24 @@ class MultitaskModel(nn.Module):
         Raises:
             UserError: images of another size.
         """
+        pyramid, decoded = self._shared(images)
+        class_logits, box_codes = self.detection["head"](pyramid)
+        return class_logits, box_codes, self.segmentation["head"](decoded)
+
+    def by_level(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return the same with the detection's outputs level by level: what finding the best anchors needs."""
+        pyramid, decoded = self._shared(images)
+        head = cast("DetectionHead", self.detection["head"])
+        return *head.by_level(pyramid), self.segmentation["head"](decoded)
+
+    def _shared(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what the two heads read."""
         if self.training:
             self.check_batch(len(images), len(images), (images.shape[-2], images.shape[-1]))
         x = self._prepared(images)
         features = self.backbone.features(x)
         pyramid = self._pyramid([features[i] for i in self._det_levels])
-        class_logits, box_codes = self.detection["head"](pyramid)
-        decoded = self._decoded(x, [features[i] for i in self._seg_levels], pyramid)
-        return class_logits, box_codes, self.segmentation["head"](decoded)
+        return pyramid, self._decoded(x, [features[i] for i in self._seg_levels], pyramid)
 
     def training_outputs(
         self, images: Tensor, with_boxes: Tensor | None = None, with_masks: Tensor | None = None

@@ -18,6 +18,7 @@ from effdense.errors import UserError
 from effdense.inference_form import InferenceForm
 from effdense.model_header import read_header
 from effdense.model_parts import DETECTION, MULTITASK, SEGMENTATION, STAGES, header_of_part, lacks_part
+from effdense.tasks.detection.postprocess import Outputs
 from effdense.tasks.detection.predict import Detector, Selection
 from effdense.tasks.multitask.model import MultitaskModel, model_from_spec
 from effdense.tasks.multitask.specs import check_size, least_size, spec_from_dict
@@ -251,13 +252,15 @@ class Multitask:
             )
         return objects, pixels
 
-    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, images: Tensor) -> tuple[Outputs, Outputs, Tensor]:
         """Return class logits, box codes and mask logits of images (B, 3, H, W)."""
         shape = (images.shape[0], 3, images.shape[2], images.shape[3])
         in_words = forward_in_words(shape, "image", "--image-size")
         self._memory.require(shape, self.device, *in_words)
         with memory_errors_explained(*in_words):
-            outputs: tuple[Tensor, Tensor, Tensor] = self._form.network(images)
+            network = self._form.network
+            watched = network is self.model  # perhaps by hooks, which a call of the network alone sets off
+            outputs: tuple[Outputs, Outputs, Tensor] = network(images) if watched else network.by_level(images)
         return outputs
 
     def save(self, path: str | Path) -> None:
@@ -295,11 +298,13 @@ class Multitask:
         }
 
 
-def _chosen(positions: Sequence[int], batch: Batch, *outputs: Tensor) -> tuple[Any, ...]:
-    """Return a batch and its outputs (B, ...) at some positions; all of it without a copy."""
+def _chosen(positions: Sequence[int], batch: Batch, *outputs: Outputs) -> tuple[Any, ...]:
+    """Return a batch and its outputs, (B, ...) or level by level, at some positions; all of it without a copy."""
     if len(positions) == len(batch.image_ids):
         return batch, *outputs
-    return batch.rows(positions), *(output[list(positions)] for output in outputs)
+    rows = list(positions)
+    chosen = (one[rows] if isinstance(one, Tensor) else [level[rows] for level in one] for one in outputs)
+    return batch.rows(positions), *chosen
 
 
 def load_multitask(path: Path) -> Multitask:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from effdense.datasets.collate import batches
 from effdense.datasets.demo import DEMO_CLASSES
+from effdense.datasets.image_inputs import as_sample
 from effdense.datasets.opening import open_dataset
 from effdense.drawing import class_color, mask_color
 from effdense.errors import UserError
@@ -49,6 +51,37 @@ def photos(tmp_path: Path) -> list[Path]:
     for path, (height, width) in zip(paths, ((64, 64), (40, 100), (1, 1)), strict=True):
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
     return paths
+
+
+def _assert_same(first: Detections, second: Detections) -> None:
+    np.testing.assert_array_equal(first.labels, second.labels)
+    np.testing.assert_array_equal(first.scores, second.scores)
+    np.testing.assert_array_equal(first.boxes_xyxy, second.boxes_xyxy)
+
+
+def test_some_images_of_a_batch_get_what_they_get_in_the_whole(multitask: Multitask, photos: list[Path]) -> None:
+    (batch,) = batches(map(as_sample, photos), multitask.transform, 3)
+    whole = list(multitask.run(batch))
+    objects, pixels = multitask.run_parts(batch, [2, 0], [1])
+    assert all(len(one.scores) > 20 for one in objects)
+    for position, found in zip([2, 0], objects, strict=True):
+        _assert_same(found, whole[position].detections)
+    (mask,) = pixels
+    np.testing.assert_array_equal(mask.mask, whole[1].segmentation.mask)
+
+
+def test_hooks_on_the_network_and_its_head_see_every_prediction(multitask: Multitask, photos: list[Path]) -> None:
+    plain = multitask.predict(photos[1])
+    seen: list[str] = []
+    handles = [
+        multitask.model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+        for name in ("", "detection.head")
+    ]
+    watched = multitask.predict(photos[1])
+    for handle in handles:
+        handle.remove()
+    assert seen == ["detection.head", ""]
+    np.testing.assert_allclose(watched.detections.scores, plain.detections.scores, atol=1e-5)
 
 
 def _content(folder: Path) -> dict[str, bytes]:
