@@ -54,6 +54,8 @@ def candidates(centres_and_sizes: Float32, classes: int, *, score_threshold: flo
     and class go on; here all classes of the best anchors do, among which those pairs are. An anchor that scores too
     little in every class goes on only where another image of the batch has more that do not.
 
+    GatherND is given image and anchor, and no ``batch_dims``, for which OpenVINO would copy all that it takes from.
+
     Args:
         centres_and_sizes: of A anchors, (A, 4): y and x of the centre, height and width, in pixels of the square.
         classes: K.

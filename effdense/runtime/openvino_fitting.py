@@ -18,7 +18,7 @@ from effdense.types import Int64, UInt8
 class Padding:
     """What a file's first stage does with images that have their size already: it pads them to the square.
 
-    effdense fits images by the checkpoint's own transform, so these are all that it gives to a file.
+    effdense fits images by the checkpoint's own transform, so a file gets no others, unless it is used unaided.
     """
 
     def __init__(self, side: int, fill: UInt8, may_be_done: bool) -> None:
@@ -38,6 +38,8 @@ class Padding:
             images: (B, H, W, 3).
             original_hw: (2,), the height and width that they had before they were fitted; 0 where that is not said.
         """
+        if images.dtype != np.uint8 or images.shape[3] != 3:
+            return False  # the file says what is wrong with it
         longest = max(images.shape[1:3])
         is_done = self._may_be_done and bool((original_hw > 0).all())
         return longest == self._side or (is_done and longest < self._side)
@@ -70,14 +72,16 @@ def padding_of(first: onnx.ModelProto) -> Padding | None:
     if len(fills) != 1 or fills[0].shape != (1, 3, 1, 1) or fills[0].dtype != np.uint8:
         return None
     fill = fills[0].reshape(3)
-    outputs = [one.name for one in first.graph.output]
+    inputs, outputs = ([one.name for one in values] for values in (first.graph.input, first.graph.output))
     (side,) = {_last_size(one) for one in first.graph.output if one.name == PIXELS}
-    may_be_done = any(one.name == ORIGINAL for one in first.graph.input)
+    may_be_done = ORIGINAL in inputs
     pieces = [fitting(side, fill.tolist(), may_be_done=may_be_done)]
     if LIMITS in outputs:
         pieces.append(contents())
     for piece in pieces:
         ends = [[one.name for one in values] for values in (piece.graph.input, piece.graph.output)]
+        if not {*ends[0], *ends[1]} <= {*inputs, *outputs}:
+            return None
         if operations(between(first, *ends)) != operations(piece):
             return None
     return Padding(side, fill, may_be_done)

@@ -60,15 +60,15 @@ class OpenVino:
         self._padding = padding_of(models[0][0]) if self._one_by_one else None
         self._labelling: Labelling | None = None
         if LABEL_MAP in self.outputs and not any(LABEL_MAP in stage.outputs for stage in self._stages):
-            classes, side = _logits_shape(models[1][0])
-            self._labelling = Labelling(openvino_core(), _settings("float32", threads), classes, side)
+            self._labelling = Labelling(openvino_core(), _settings("float32", threads), *_logits_shape(models[1][0]))
         self._lock = threading.Lock()  # a request does one thing at a time, and raises where it is asked for two
 
     def run(
         self, images: UInt8, contents_hw: Int64 | None = None, original_hw: Int64 | None = None
     ) -> dict[str, Array]:
         """Return the file's outputs by their names."""
-        require_fitted(self._source, images, original_hw, self._side)
+        if ORIGINAL in self.inputs:
+            require_fitted(self._source, images, original_hw, self._side)
         if contents_hw is None:
             contents_hw = np.zeros((len(images) if self._one_by_one else 1, 2), np.int64)
         if original_hw is None:

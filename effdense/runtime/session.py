@@ -93,9 +93,11 @@ def open_session(
     path = Path(path)
     header = read_onnx_header(path)
     with header_errors_explained(path):
-        precision, side = precision or header[EXPORT]["precision"], int(header[EXPORT]["image_size"])
+        precision, side = precision or header[EXPORT]["precision"], header[EXPORT]["image_size"]
         if precision not in _PRECISIONS:
             raise ValueError(f"its precision is {precision!r}")
+        if type(side) is not int:
+            raise TypeError(f"its image_size is {side!r}")
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, expected 1 or more")
     chosen = choose_runtime(runtime, precision)
@@ -179,7 +181,8 @@ class _OnnxRuntime:
         self, images: UInt8, contents_hw: Int64 | None = None, original_hw: Int64 | None = None
     ) -> dict[str, Array]:
         """Return the file's outputs by their names."""
-        require_fitted(self._source, images, original_hw, self._side)
+        if ORIGINAL in self.inputs:
+            require_fitted(self._source, images, original_hw, self._side)
         count, height, width, _ = images.shape
         runs = max(1, min(count, round(count * height * width / _PIXELS_AT_ONCE)))
         found = [

@@ -75,11 +75,11 @@ def postprocess(
         pre_nms_top: candidates of an image, at most, before NMS.
 
     Raises:
-        ValueError: if ``nms`` is neither.
+        ValueError: if ``nms`` is neither, or the outputs are of other anchors.
     """
     if nms not in ("hard", "soft"):
         raise ValueError(f"nms is {nms!r}; it can be 'hard' or 'soft'")
-    all_logits, all_codes = _levels(class_logits), _levels(box_codes)
+    all_logits, all_codes = (_levels(one, len(anchors_xyxy)) for one in (class_logits, box_codes))
     device = all_logits[0].device
     limits = resized_sizes_hw.to(device).minimum(torch.tensor(image_size_hw, device=device))
     best_of_anchor = torch.cat([level.amax(2) for level in all_logits], 1)  # (B, A)
@@ -119,10 +119,16 @@ def _may_lack(scores: Tensor, kept_scores: Tensor, top: int, score_threshold: fl
     return bool(((kept_scores[:, -1:] == 0) & (scores[:, -1:] > score_threshold)).any())
 
 
-def _levels(outputs: Outputs) -> list[Tensor]:
-    """Return a network's outputs level by level, or as one level where it is as well or better so."""
+def _levels(outputs: Outputs, anchors: int) -> list[Tensor]:
+    """Return a network's outputs level by level; on a GPU, which would wait for the masks of each level, as one level.
+
+    Raises:
+        ValueError: they are not of so many anchors.
+    """
     levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    return levels if levels[0].device.type == "cpu" else [torch.cat(levels, 1)]
+    if (found := sum(level.shape[1] for level in levels)) != anchors:
+        raise ValueError(f"outputs are of {found} anchors, and there are {anchors}")
+    return levels if len(levels) == 1 or levels[0].device.type == "cpu" else [torch.cat(levels, 1)]
 
 
 def _of_anchors(levels: Sequence[Tensor], anchor: Tensor) -> Tensor:

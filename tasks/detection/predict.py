@@ -181,9 +181,7 @@ class Detector:
             One Detections an image, in pixels of the original image.
         """
         batch = batch.to(self.device)
-        network = self._form.network
-        watched = network is self.model  # perhaps by hooks, which a call of the network alone sets off
-        return self.from_outputs(batch, *(network(batch.images) if watched else network.by_level(batch.images)))
+        return self.from_outputs(batch, *self._form.run(batch.images))
 
     @torch.inference_mode()
     def from_outputs(self, batch: Batch, class_logits: Outputs, box_codes: Outputs) -> list[Detections]:

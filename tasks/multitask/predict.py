@@ -258,9 +258,7 @@ class Multitask:
         in_words = forward_in_words(shape, "image", "--image-size")
         self._memory.require(shape, self.device, *in_words)
         with memory_errors_explained(*in_words):
-            network = self._form.network
-            watched = network is self.model  # perhaps by hooks, which a call of the network alone sets off
-            outputs: tuple[Outputs, Outputs, Tensor] = network(images) if watched else network.by_level(images)
+            outputs: tuple[Outputs, Outputs, Tensor] = self._form.run(images)
         return outputs
 
     def save(self, path: str | Path) -> None:
@@ -300,9 +298,9 @@ class Multitask:
 
 def _chosen(positions: Sequence[int], batch: Batch, *outputs: Outputs) -> tuple[Any, ...]:
     """Return a batch and its outputs, (B, ...) or level by level, at some positions; all of it without a copy."""
-    if len(positions) == len(batch.image_ids):
-        return batch, *outputs
     rows = list(positions)
+    if rows == list(range(len(batch.image_ids))):
+        return batch, *outputs
     chosen = (one[rows] if isinstance(one, Tensor) else [level[rows] for level in one] for one in outputs)
     return batch.rows(positions), *chosen
 

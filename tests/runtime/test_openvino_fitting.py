@@ -166,6 +166,23 @@ def test_a_file_that_fits_images_in_another_way_keeps_it(
     assert opened(tmp_path / "other.onnx")._padding is None
 
 
+def test_a_file_that_calls_an_input_by_another_name_keeps_its_stage(tmp_path: Path) -> None:
+    model = onnx.load(exported("detection", tmp_path))
+    for value in (*model.graph.input, *model.graph.initializer):
+        value.name = "padded_hw" if value.name == "contents_hw" else value.name
+    for node in model.graph.node:
+        node.input[:] = ["padded_hw" if name == "contents_hw" else name for name in node.input]
+    onnx.save(model, tmp_path / "other.onnx")
+    assert opened(tmp_path / "other.onnx")._padding is None
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, SIDE, SIDE, 1), np.uint8), np.zeros((1, SIDE, SIDE, 3), np.float32)])
+def test_what_is_no_image_is_left_to_the_file_to_refuse(images: Any, tmp_path: Path) -> None:
+    padding = opened(exported("multitask", tmp_path))._padding
+    assert padding is not None
+    assert not padding.suffices(images, np.array(NOTHING))
+
+
 def test_a_file_that_knows_contents_in_another_way_keeps_it(tmp_path: Path) -> None:
     model = onnx.load(exported("detection", tmp_path))
     (limits,) = [node for node in model.graph.node if node.output[0] == "limits"]

@@ -65,12 +65,11 @@ def test_workers_share_our_columns(tmp_path: Path) -> None:
     assert ours.labels == theirs.labels == 20_000
 
 
-def test_loading_is_measured_beside_both_peers_and_leaves_threads_as_they_were() -> None:
+def test_loading_is_measured_beside_both_peers_and_leaves_threads_as_they_were(two_threads: None) -> None:
     import torch
 
-    before = torch.get_num_threads()
     rows = loading.run(QUICK)
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
     assert [row.against for row in rows] == ["effdet's PIL loader", "torchvision v2"] * 2
     assert all(row.unit == "images/s" for row in rows)
 

@@ -23,7 +23,7 @@ from effdense.model_header import read_header
 from effdense.tasks.detection.evaluate import evaluate
 from effdense.tasks.detection.metrics.coco_metrics import coco_metrics
 from effdense.tasks.detection.metrics.tables import DetectionTable
-from effdense.tasks.detection.model import create_efficientdet
+from effdense.tasks.detection.model import EfficientDet, create_efficientdet
 from effdense.tasks.detection.predict import Detector
 from effdense.tasks.detection.predict_files import predict_files
 from effdense.training.checkpoint import save_model
@@ -95,6 +95,19 @@ def test_hooks_on_the_network_and_its_head_see_every_prediction(pictures: list[P
         detector.model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
     _assert_same(detector.predict(pictures[0]), plain)
     assert seen == ["head", ""]
+
+
+class Bolder(EfficientDet):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        class_logits, box_codes = super().forward(images)
+        return class_logits + 5, box_codes
+
+
+def test_a_network_with_another_forward_is_asked_by_it(pictures: list[Path]) -> None:
+    plain, detector = _detector(), _detector()
+    detector.model.__class__ = Bolder
+    best, bolder = (one.predict(pictures[0]).scores[0] for one in (plain, detector))
+    assert np.log(bolder / (1 - bolder)) == pytest.approx(np.log(best / (1 - best)) + 5, abs=1e-2)
 
 
 def test_an_empty_list_gives_an_empty_list(detector: Detector) -> None:

@@ -165,6 +165,13 @@ def test_outputs_level_by_level_give_the_same_to_the_last_bit(nms: str, images: 
             assert torch.equal(one, other)
 
 
+def test_outputs_of_other_anchors_are_refused() -> None:
+    logits, codes = outputs([], [], [])
+    for wrong in ((logits[:, 1:], codes), (logits, codes[:, 1:]), ([logits, logits], codes)):
+        with pytest.raises(ValueError, match=f"anchors, and there are {len(ANCHORS)}"):
+            run(*wrong)
+
+
 def test_codes_that_overflow_do_no_harm() -> None:
     logits, codes = outputs([(10, 10, 40, 50), (60, 60, 100, 90)], [0.9, 0.8], [0, 0])
     codes[0, 100, 2:] = 500.0  # exp overflows to infinity

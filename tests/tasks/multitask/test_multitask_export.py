@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from effdense.errors import UserError
+from effdense.runtime.openvino_session import OpenVino
+from effdense.runtime.session import open_session
 from effdense.tasks.multitask.export import OUTPUTS, export_multitask
 from effdense.tasks.multitask.model import create_multitask
 from effdense.tasks.multitask.predict import Multitask
@@ -54,6 +56,13 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
 
 
 SIZES = {"the square itself": (96, 96), "narrower": (96, 64), "half": (192, 150)}
+
+
+def test_openvino_knows_how_the_file_pads_and_labels(exported: tuple[Multitask, Path]) -> None:
+    session = open_session(exported[1], runtime="openvino", threads=1)
+    assert isinstance(session, OpenVino)
+    assert session._padding is not None
+    assert session._labelling is not None
 
 
 @pytest.mark.parametrize("size_hw", SIZES.values(), ids=SIZES.keys())
