@@ -56,24 +56,23 @@ class Padding:
         pixels[:, :, :height, :width] = images.transpose(0, 3, 1, 2)
         pixels[:, :, height:] = pixels[:, :, :height, width:] = self._fill[:, None, None]
         size_hw = np.array([height, width])
-        stated = np.where(contents_hw > 0, contents_hw, size_hw).astype(np.float32)
-        stated = np.broadcast_to(stated, (count, 2))
-        limits = np.ascontiguousarray(stated)
+        limits = np.tile(size_hw, (count, 1)).astype(np.float32)
+        np.copyto(limits, contents_hw, where=contents_hw > 0, casting="same_kind")
         return {PIXELS: pixels, SIZE_HW: size_hw, FITTED_HW: size_hw, LIMITS: limits, ORIGINALS: limits}
 
 
-def padding_of(first: onnx.ModelProto) -> Padding | None:
+def padding_of(first: onnx.ModelProto, side: int) -> Padding | None:
     """Return what may take the place of a file's first stage; None where that is another than this version's.
 
     Args:
         first: the first stage, see `effdense.runtime.stages.cut`.
+        side: S, of the square, in pixels.
     """
     fills = [onnx.numpy_helper.to_array(one) for one in first.graph.initializer if one.name == "fill"]
     if len(fills) != 1 or fills[0].shape != (1, 3, 1, 1) or fills[0].dtype != np.uint8:
         return None
     fill = fills[0].reshape(3)
     inputs, outputs = ([one.name for one in values] for values in (first.graph.input, first.graph.output))
-    (side,) = {_last_size(one) for one in first.graph.output if one.name == PIXELS}
     may_be_done = ORIGINAL in inputs
     pieces = [fitting(side, fill.tolist(), may_be_done=may_be_done)]
     if LIMITS in outputs:
@@ -85,8 +84,3 @@ def padding_of(first: onnx.ModelProto) -> Padding | None:
         if operations(between(first, *ends)) != operations(piece):
             return None
     return Padding(side, fill, may_be_done)
-
-
-def _last_size(value: onnx.ValueInfoProto) -> int:
-    size: int = value.type.tensor_type.shape.dim[-1].dim_value
-    return size

@@ -57,7 +57,7 @@ class OpenVino:
         models = _stages_of(model, precision)
         self._stages = [_Stage(model, one, threads) for model, one in models]
         self._one_by_one = len(self._stages) > 1
-        self._padding = padding_of(models[0][0]) if self._one_by_one else None
+        self._padding = padding_of(models[0][0], side) if self._one_by_one else None
         self._labelling: Labelling | None = None
         if LABEL_MAP in self.outputs and not any(LABEL_MAP in stage.outputs for stage in self._stages):
             self._labelling = Labelling(openvino_core(), _settings("float32", threads), *_logits_shape(models[1][0]))

@@ -106,9 +106,9 @@ class DetectionHead(nn.Module):
 
     def by_level(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the same level by level, for those who do not need them behind each other, which takes a copy."""
-        return _rows(self.classes(pyramid), self.num_classes), _rows(self.boxes(pyramid), 4)
+        return rows_of_anchors(self.classes(pyramid), self.num_classes), rows_of_anchors(self.boxes(pyramid), 4)
 
 
-def _rows(maps: list[Tensor], size: int) -> list[Tensor]:
+def rows_of_anchors(maps: list[Tensor], size: int) -> list[Tensor]:
     """Return (B, anchors * size, h, w) of each level as (B, A, size), over row, column, anchor."""
     return [one.permute(0, 2, 3, 1).reshape(one.shape[0], -1, size) for one in maps]

@@ -34,16 +34,13 @@ def effdet_boxes(boxes_xyxy: Tensor, labels: Tensor) -> tuple[list[Tensor], list
     return [boxes for boxes, _ in pairs], [classes for _, classes in pairs]
 
 
-def by_level(maps: list[Tensor], size: int) -> list[Tensor]:
-    """Return maps (B, anchors * size, h, w) of all levels as our network's outputs, (B, A, size) level by level."""
-    return [one.permute(0, 2, 3, 1).reshape(len(one), -1, size) for one in maps]
-
-
 def flat(maps: list[Tensor], size: int) -> Tensor:
     """Lay out maps (B, anchors * size, h, w) of all levels as (B, A, size)."""
     import torch
 
-    return torch.cat(by_level(maps, size), 1)
+    from effdense.tasks.detection.head import rows_of_anchors
+
+    return torch.cat(rows_of_anchors(maps, size), 1)
 
 
 def _effdet() -> Any:

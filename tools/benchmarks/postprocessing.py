@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effdense.tools.benchmarks.checks import check_close, check_same_labels
-from effdense.tools.benchmarks.effdet_parts import VERSION, by_level, effdet_config
+from effdense.tools.benchmarks.effdet_parts import VERSION, effdet_config
 from effdense.tools.benchmarks.rows import BenchSettings, Part, Row, row
 from effdense.tools.benchmarks.timing import Ratio, alternate, synchroniser
 
@@ -38,6 +38,7 @@ def measure(settings: BenchSettings, says: str, size: int, mean: float, spread: 
     from effdet.bench import _batch_detection, _post_process
 
     from effdense.tasks.detection.anchors import Anchors
+    from effdense.tasks.detection.head import rows_of_anchors
     from effdense.tasks.detection.postprocess import postprocess
 
     device = settings.device
@@ -56,8 +57,8 @@ def measure(settings: BenchSettings, says: str, size: int, mean: float, spread: 
 
     def ours() -> BatchDetections:
         return postprocess(
-            by_level(logits, CLASSES),
-            by_level(codes, 4),
+            rows_of_anchors(logits, CLASSES),
+            rows_of_anchors(codes, 4),
             anchors,
             image_size_hw=(size, size),
             original_sizes_hw=sizes,
